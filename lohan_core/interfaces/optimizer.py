@@ -1,0 +1,145 @@
+"""Optimizer: declares the states it keeps beside each master weight, and updates one chunk of them.
+
+A backend's ``open`` is called as ``open(config, threads=...)``: ``config`` is an instance of the backend's own config
+class, which subclasses :class:`OptimizerConfig`; ``threads`` is the number of cores that updates may use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, optional
+
+from lohan_core.backend import Backend
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Hyperparameters", "LearningRateSchedule", "Optimizer", "OptimizerBackend", "OptimizerConfig", "StateField"]
+
+
+class LearningRateSchedule(StrEnum):
+    """How the learning rate falls after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+@frozen(kw_only=True)
+class OptimizerConfig:
+    """The keys that every optimizer's section has. A backend's own class adds to them.
+
+    ``schedule`` and ``warmup_steps`` are carried out by the trainer, ``max_grad_norm`` by the engine (0 or null: no
+    clipping); a backend reads the rest.
+    """
+
+    lr: float = field(default=1e-5, validator=gt(0.0))
+    weight_decay: float = field(default=0.0, validator=ge(0.0))
+    max_grad_norm: float | None = field(default=1.0, validator=optional(ge(0.0)))
+    schedule: LearningRateSchedule = LearningRateSchedule.CONSTANT
+    warmup_steps: int = field(default=0, validator=ge(0))
+
+
+@frozen(kw_only=True)
+class StateField:
+    """One state kept per parameter, beside the fp32 master weight that the core owns.
+
+    ``elements_per_value`` is how many parameters share one value: 1 for Adam's moments, 256 for a block-wise scale.
+    """
+
+    name: str
+    dtype: torch.dtype
+    initial: float = 0.0
+    elements_per_value: int = field(default=1, validator=ge(1))
+
+
+@frozen(kw_only=True)
+class Hyperparameters:
+    """What one update needs to know beside the tensors.
+
+    ``step`` counts from 1. ``gradient_factor`` multiplies every gradient before use: the unscale and clip factor.
+    """
+
+    step: int
+    lr: float
+    weight_decay: float
+    gradient_factor: float = 1.0
+
+
+class Optimizer(ABC):
+    """Updates flat slices of parameters. One call at a time; it may use ``threads`` cores inside the call."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[StateField, ...]:
+        """The states kept beside the master weights, in the order in which they are stored."""
+
+    def update(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+    ) -> None:
+        """Update n parameters in place, in one pass, and emit their compute weights.
+
+        Args:
+            master: fp32, shape (n,), contiguous, host; updated in place.
+            states: one tensor per field, shape (ceil(n / elements_per_value),); updated in place.
+            gradient: bf16 or fp32, shape (n,); only read.
+            weights: bf16 or fp32, shape (n,); receives the new master, rounded to nearest even.
+            hyperparameters: step, learning rate, weight decay and gradient factor of this slice.
+
+        Raises:
+            ValueError: a shape, dtype or device is not as above.
+        """
+        self._check(master, states, gradient, weights)
+        self._update(master, states, gradient, weights, hyperparameters)
+
+    def describe(self) -> str:
+        """One line for the run's log: the rule, and what carries it out."""
+        return type(self).__name__
+
+    def _check(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        n = master.numel()
+        wanted = {f.name: (f.dtype, -(-n // f.elements_per_value)) for f in self.fields}
+        if set(states) != set(wanted):
+            raise ValueError(f"states are {sorted(states)}, want {sorted(wanted)}")
+        for name, (dtype, length) in wanted.items():
+            if states[name].dtype is not dtype or states[name].numel() != length:
+                raise ValueError(f"state {name!r} is {states[name].dtype}[{states[name].numel()}], want {dtype}[{length}]")
+        for label, tensor in {"master": master, "gradient": gradient, "weights": weights, **states}.items():
+            if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dim() != 1:
+                raise ValueError(f"{label} must be a contiguous 1-D host tensor")
+        if str(master.dtype) != "torch.float32":
+            raise ValueError(f"master is {master.dtype}, want torch.float32")
+        for label, tensor in {"gradient": gradient, "weights": weights}.items():
+            if tensor.numel() != n:
+                raise ValueError(f"{label} has {tensor.numel()} elements, master has {n}")
+            if str(tensor.dtype) not in {"torch.bfloat16", "torch.float32"}:
+                raise ValueError(f"{label} is {tensor.dtype}, want bfloat16 or float32")
+
+    @abstractmethod
+    def _update(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+    ) -> None: ...
+
+
+OptimizerBackend: TypeAlias = Backend[Optimizer]
