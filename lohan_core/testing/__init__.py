@@ -1,0 +1,1 @@
+"""Conformance suites for the four kinds of backend: a stranger's plugin runs its own in five lines."""
