@@ -1,0 +1,90 @@
+"""A plan: where each state and each candidate lives, and when updates run. Decisions as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, instance_of, optional
+
+from lohan_core.layout import BLOCK_ALIGNMENT
+
+__all__ = ["BlockPlan", "Budget", "Plan", "Tier", "Update", "Workload"]
+
+
+class Tier(StrEnum):
+    """Where bytes wait, nearest first."""
+
+    GPU = "gpu"
+    HOST = "host"
+    SSD = "ssd"
+
+
+class Update(StrEnum):
+    """When and how chunks are updated (Ratel section IV-C). All three give the same weights.
+
+    ``serial`` updates after backward. The other two update a block as soon as its gradients are in host memory, while
+    backward runs on: ``naive`` reads, updates and writes one chunk after another; ``optimized`` issues the write of a
+    chunk after the read of the next, so that reading, updating and writing overlap.
+    """
+
+    SERIAL = "serial"
+    NAIVE = "naive"
+    OPTIMIZED = "optimized"
+
+
+@frozen(kw_only=True)
+class Budget:
+    """Bytes that a plan may use on each tier."""
+
+    gpu_bytes: int = field(validator=ge(0))
+    host_bytes: int = field(validator=ge(0))
+    ssd_bytes: int = field(validator=ge(0))
+
+
+@frozen(kw_only=True)
+class Workload:
+    """What one step does.
+
+    ``clips``: whether the update waits for the global gradient norm. ``versions``: how many copies of each state the
+    store keeps (2 when a step becomes durable atomically, 1 without).
+    """
+
+    micro_batches: int = field(validator=gt(0))
+    update: Update
+    clips: bool
+    chunk_elements: int = field(validator=gt(0))
+    versions: int = field(default=2, validator=in_((1, 2)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.chunk_elements % BLOCK_ALIGNMENT:
+            raise ValueError(f"chunk_elements {self.chunk_elements} is not a multiple of {BLOCK_ALIGNMENT}")
+
+
+def _freeze(keep: Mapping[int, Tier]) -> Mapping[int, Tier]:
+    return {index: Tier(keep[index]) for index in sorted(keep)}
+
+
+@frozen(kw_only=True)
+class BlockPlan:
+    """Decisions for one block.
+
+    ``states``: where P16, P32 and OS32 live, host or ssd. ``inputs``: where the block's input waits for backward.
+    ``keep``: candidate index to tier; a candidate that is not named is recomputed. ``gradients``: where G16 waits when
+    its update cannot run at once, host or ssd.
+    """
+
+    states: Tier = field(validator=in_((Tier.HOST, Tier.SSD)))
+    inputs: Tier = field(default=Tier.HOST, validator=instance_of(Tier))
+    keep: Mapping[int, Tier] = field(factory=dict, converter=_freeze)
+    gradients: Tier = field(default=Tier.HOST, validator=in_((Tier.HOST, Tier.SSD)))
+
+
+@frozen(kw_only=True)
+class Plan:
+    """One decision per block, in the model's order, and who made it."""
+
+    planner: str
+    blocks: tuple[BlockPlan, ...]
+    note: str | None = field(default=None, validator=optional(instance_of(str)))

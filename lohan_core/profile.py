@@ -1,0 +1,134 @@
+"""A profile: measured facts about a machine and a model, and nothing decided.
+
+A profile is plain data that goes to and from JSON (``to_json``, ``from_json``), so that one machine's facts can be
+planned with on another.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import cattrs
+from attrs import asdict, field, frozen
+from attrs.validators import deep_iterable, ge, gt, instance_of
+
+from lohan_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lohan_core.data.batches import Batch
+    from lohan_core.interfaces.optimizer import Optimizer
+    from lohan_core.interfaces.storage import Storage
+    from lohan_core.model.cut import CutModel
+
+__all__ = ["BlockProfile", "Candidate", "Machine", "Profile", "Role", "Subject"]
+
+
+class Role(StrEnum):
+    """Which part of the model a block is."""
+
+    PRELUDE = "prelude"
+    LAYER = "layer"
+    POSTLUDE = "postlude"
+
+
+@frozen(kw_only=True)
+class Candidate:
+    """An operator whose output may be kept instead of recomputed, for one micro-batch.
+
+    ``index`` is the operator's place in the block's forward, counted over all operators that reach the dispatcher.
+    ``bytes`` counts every output (an attention's logsumexp too).
+    """
+
+    index: int = field(validator=ge(0))
+    operator: str = field(validator=instance_of(str))
+    bytes: int = field(validator=gt(0))
+    flops: float = field(validator=ge(0))
+    seconds: float = field(validator=ge(0))
+
+
+@frozen(kw_only=True)
+class BlockProfile:
+    """One block, for one micro-batch.
+
+    ``elements`` is the length of the flat vector that the block owns, padding included; ``fetched_elements`` is what
+    must be on the GPU to compute with it (tied parameters owned elsewhere included). ``input_bytes`` is the inter-block
+    activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is the peak of
+    GPU memory that one backward with recomputation takes beside weights and gradients.
+    """
+
+    name: str
+    role: Role
+    elements: int = field(validator=ge(0))
+    fetched_elements: int = field(validator=ge(0))
+    input_bytes: int = field(validator=ge(0))
+    flops: float = field(validator=ge(0))
+    seconds: float = field(validator=ge(0))
+    transient_bytes: int = field(validator=ge(0))
+    candidates: tuple[Candidate, ...] = field(default=(), validator=deep_iterable(instance_of(Candidate)))
+
+
+@frozen(kw_only=True)
+class Machine:
+    """Rates of the lanes, bytes or floating-point operations or parameters a second, and memory free, in bytes.
+
+    ``ssd_mixed_bytes_per_second`` is the total when reads and writes are in flight together.
+    """
+
+    name: str
+    gpu_flops_per_second: float = field(validator=gt(0))
+    h2d_bytes_per_second: float = field(validator=gt(0))
+    d2h_bytes_per_second: float = field(validator=gt(0))
+    ssd_read_bytes_per_second: float = field(validator=gt(0))
+    ssd_write_bytes_per_second: float = field(validator=gt(0))
+    ssd_mixed_bytes_per_second: float = field(validator=gt(0))
+    cpu_parameters_per_second: float = field(validator=gt(0))
+    gpu_bytes: int = field(validator=ge(0))
+    host_bytes: int = field(validator=ge(0))
+    ssd_bytes: int = field(validator=ge(0))
+
+
+@frozen(kw_only=True)
+class Profile:
+    """The facts that a planner plans with.
+
+    ``weight_bytes`` is the size of one compute weight (P16: 2, or 4 in fp32); ``state_bytes`` that of all that the
+    optimizer reads and writes per parameter (P32 and OS32: 12 for Adam).
+    """
+
+    machine: Machine
+    micro_batch_size: int = field(validator=gt(0))
+    sequence_length: int = field(validator=gt(0))
+    weight_bytes: int = field(validator=gt(0))
+    state_bytes: float = field(validator=gt(0))
+    blocks: tuple[BlockProfile, ...] = field(validator=deep_iterable(instance_of(BlockProfile)))
+
+    def to_json(self) -> str:
+        """Write the profile as indented JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "profile") -> Profile:
+        """Read what :meth:`to_json` wrote; ``source`` names the file in errors.
+
+        Raises:
+            ConfigError: not JSON, or not a profile; names what is wrong.
+        """
+        converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+        try:
+            return converter.structure(json.loads(text), cls)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
+        except cattrs.ClassValidationError as error:
+            raise ConfigError(f"{source}: {'; '.join(cattrs.transform_error(error))}") from error
+
+
+@frozen(kw_only=True)
+class Subject:
+    """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data."""
+
+    model: CutModel
+    storage: Storage
+    optimizer: Optimizer
+    batch: Batch
