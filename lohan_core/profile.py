@@ -15,6 +15,7 @@ from attrs import asdict, field, frozen
 from attrs.validators import deep_iterable, ge, gt, instance_of
 
 from lohan_core.errors import ConfigError
+from lohan_core.states import StateVector
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
@@ -52,20 +53,20 @@ class Candidate:
 class BlockProfile:
     """One block, for one micro-batch.
 
-    ``elements`` is the length of the flat vector that the block owns, padding included; ``fetched_elements`` is what
-    must be on the GPU to compute with it (tied parameters owned elsewhere included). ``input_bytes`` is the inter-block
-    activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is the peak of
-    GPU memory that one backward with recomputation takes beside weights and gradients.
+    ``elements`` is the length of the flat vector that the block owns, padding included; ``borrows`` names the blocks
+    whose parameters it computes with too (the prelude, for a head tied to the embedding). ``input_bytes`` is the
+    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is the
+    peak of GPU memory that one backward with recomputation takes beside weights and gradients.
     """
 
     name: str
     role: Role
     elements: int = field(validator=ge(0))
-    fetched_elements: int = field(validator=ge(0))
     input_bytes: int = field(validator=ge(0))
     flops: float = field(validator=ge(0))
     seconds: float = field(validator=ge(0))
     transient_bytes: int = field(validator=ge(0))
+    borrows: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=(), validator=deep_iterable(instance_of(Candidate)))
 
 
@@ -93,15 +94,15 @@ class Machine:
 class Profile:
     """The facts that a planner plans with.
 
-    ``weight_bytes`` is the size of one compute weight (P16: 2, or 4 in fp32); ``state_bytes`` that of all that the
-    optimizer reads and writes per parameter (P32 and OS32: 12 for Adam).
+    ``weight_bytes`` is the size of one compute weight (P16: 2, or 4 in fp32); ``states`` are the flat vectors that the
+    optimizer reads and writes (P32 and OS32: three of 4 bytes for Adam).
     """
 
     machine: Machine
     micro_batch_size: int = field(validator=gt(0))
     sequence_length: int = field(validator=gt(0))
     weight_bytes: int = field(validator=gt(0))
-    state_bytes: float = field(validator=gt(0))
+    states: tuple[StateVector, ...] = field(validator=deep_iterable(instance_of(StateVector)))
     blocks: tuple[BlockProfile, ...] = field(validator=deep_iterable(instance_of(BlockProfile)))
 
     def to_json(self) -> str:

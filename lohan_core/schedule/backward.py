@@ -1,0 +1,153 @@
+"""Backward, blocks down: weights and kept bytes back ahead of need, gradients out, updates as soon as they may run."""
+
+from __future__ import annotations
+
+from lohan_core.profile import Role
+from lohan_core.schedule.sizes import kept_bytes
+from lohan_core.schedule.state import StepState
+from lohan_core.schedule.task import Op, Slot
+from lohan_core.schedule.update import emit_gradients_out
+
+__all__ = ["emit_backward"]
+
+UPLOADS_IN_FLIGHT = 2  # bounds the GPU memory of kept bytes that are on their way back
+
+
+def emit_backward(state: StepState, *, waits: bool) -> None:
+    """Emit the postlude's turn, all layers and the prelude, then the global norm.
+
+    With ``waits`` the gradients are put aside for later; else each chunk's update follows its gradients at once.
+    """
+    way_back = _WayBack(state)
+    held_gradients = _emit_turn(state, waits=waits)
+    for index in reversed(state.layers):
+        for ahead in range(index, index - state.builder.rings["weights"].pool.slots, -1):
+            if ahead in state.layers:
+                state.load_weights(ahead)
+        if index == 1:
+            state.load_weights(0)
+        gradients = _acquire_gradients(state, index)
+        for micro_batch in state.micro_batches:
+            way_back.emit_ahead(index, micro_batch)
+            _emit_block(
+                state, Op.BACKWARD, index, micro_batch, gradients, way_back.uploads.pop((index, micro_batch), ())
+            )
+        _finish_block(state, index, gradients, waits=waits)
+    gradients = held_gradients or _acquire_gradients(state, 0)
+    for micro_batch in state.micro_batches:
+        _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients, ())
+    _finish_block(state, 0, gradients, waits=waits)
+    state.builder.add(Op.NORM, after=state.last_backward.values())
+
+
+class _WayBack:
+    """Emits the return of kept bytes one micro-batch before it is used, across block boundaries."""
+
+    def __init__(self, state: StepState) -> None:
+        self.uploads: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._state = state
+        self._order = [(index, k) for index in reversed(state.layers) for k in state.micro_batches]
+        self._next = 0
+
+    def emit_ahead(self, index: int, micro_batch: int) -> None:
+        """Emit up to the one after (index, micro_batch)."""
+        wanted = self._order.index((index, micro_batch), max(0, self._next - UPLOADS_IN_FLIGHT)) + UPLOADS_IN_FLIGHT
+        while self._next < min(wanted, len(self._order)):
+            self._emit(self._next)
+            self._next += 1
+
+    def _emit(self, position: int) -> None:
+        state = self._state
+        index, micro_batch = self._order[position]
+        held = kept_bytes(state.block(index), state.decisions(index))
+        if not held.moved:
+            return
+        before = self._order[position - UPLOADS_IN_FLIGHT] if position >= UPLOADS_IN_FLIGHT else None
+        free = () if before is None else (state.made[before],)
+        saved = state.saved[index, micro_batch]
+        where = {"block": index, "micro_batch": micro_batch}
+        if not held.ssd:
+            upload = state.builder.add(Op.UPLOAD, work=held.moved, after=(*saved, *free), **where)
+        else:
+            ring = state.builder.rings["spill"]
+            slot, slot_free = ring.acquire()
+            unspill = state.builder.add(
+                Op.UNSPILL, work=held.ssd, after=(*saved, *slot_free), touches=(slot,), takes=(slot,), **where
+            )
+            upload = state.builder.add(
+                Op.UPLOAD, work=held.moved, after=(unspill, *free), touches=(slot,), gives=(slot,), **where
+            )
+            ring.release(slot, [upload])
+        self.uploads[index, micro_batch] = (upload,)
+
+
+def _acquire_gradients(state: StepState, index: int) -> list[tuple[Slot, tuple[int, ...]]]:
+    """Take the slot for a block's G16 and, where sums are kept apart, the one for its fp32 sum."""
+    prefix = "" if state.block(index).role is Role.LAYER else "edge_"
+    names = [name for name in (f"{prefix}gradients", f"{prefix}sums") if name in state.builder.rings]
+    return [state.builder.rings[name].acquire() for name in names]
+
+
+def _emit_turn(state: StepState, *, waits: bool) -> list[tuple[Slot, tuple[int, ...]]]:
+    """Emit the postlude. A tied embedding's gradient begins here: the prelude's slots are then taken and returned."""
+    index = state.postlude
+    state.load_weights(index)
+    gradients = _acquire_gradients(state, index)
+    held = _acquire_gradients(state, 0) if state.block(index).borrows else []
+    for micro_batch in state.micro_batches:
+        _emit_block(state, Op.TURN, index, micro_batch, gradients, (), also=held)
+    _finish_block(state, index, gradients, waits=waits)
+    return [(slot, ()) for slot, _ in held]
+
+
+def _emit_block(
+    state: StepState,
+    op: Op,
+    index: int,
+    micro_batch: int,
+    gradients: list[tuple[Slot, tuple[int, ...]]],
+    uploads: tuple[int, ...],
+    also: list[tuple[Slot, tuple[int, ...]]] | None = None,
+) -> None:
+    block, loaded = state.block(index), state.loaded[index]
+    kept_seconds = sum(c.seconds for c in block.candidates if c.index in state.decisions(index).keep)
+    source = index - 1 if op is Op.TURN else index + 1
+    first, last = micro_batch == state.micro_batches[0], micro_batch == state.micro_batches[-1]
+    taken = [*gradients, *(also or [])]
+    slots = tuple(slot for slot, _ in taken)
+    gives = [slot for slot, _ in gradients if slot.pool.endswith("sums")]
+    made = state.builder.add(
+        op,
+        block=index,
+        micro_batch=micro_batch,
+        work=2 * block.seconds + max(0.0, block.seconds - kept_seconds),
+        after=(
+            *loaded.uploads,
+            *uploads,
+            state.made[source, micro_batch],
+            *(task for _, free in taken for task in free if first),
+        ),
+        touches=(loaded.slot, *slots),
+        takes=tuple(slot for slot, free in taken if slot not in state.held) if first else (),
+        gives=(loaded.slot, *gives) if last else (),
+    )
+    if first:
+        state.held.update(slots)
+    state.made[index, micro_batch] = made
+    if last:
+        state.last_backward[index] = made
+
+
+def _finish_block(state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]], *, waits: bool) -> None:
+    """Give weights and sums back, and send G16 on its way; its slot is free when the last chunk has left."""
+    last = state.last_backward[index]
+    state.unload_weights(index, last)
+    state.held.difference_update(slot for slot, _ in gradients)
+    (slot, _), *sums = gradients
+    for sum_slot, _ in sums:
+        state.builder.rings[sum_slot.pool].release(sum_slot, [last])
+    if state.block(index).elements:
+        gone = emit_gradients_out(state, index, slot, waits=waits)
+        state.builder.rings[slot.pool].release(slot, [gone])
+    else:
+        state.builder.rings[slot.pool].release(slot, [last])

@@ -1,0 +1,104 @@
+"""``build_schedule``: the tasks of one training step, or of one evaluation, that carry a plan out.
+
+The order of the list is the order of need: a lane that runs through its own tasks in this order always works on what is
+wanted next, and runs ahead as far as the rings let it. Every dependency points backwards, so the list itself is a valid
+serial execution and no lane can wait for another in a circle.
+"""
+
+from __future__ import annotations
+
+from lohan_core.plan import Plan, Tier, Update, Workload
+from lohan_core.profile import BlockProfile, Profile, Role
+from lohan_core.schedule.backward import emit_backward
+from lohan_core.schedule.builder import Builder
+from lohan_core.schedule.forward import emit_forward
+from lohan_core.schedule.sizes import kept_bytes, resident_bytes
+from lohan_core.schedule.state import StepState
+from lohan_core.schedule.task import Schedule
+from lohan_core.schedule.update import emit_waiting_updates
+from lohan_core.states import chunk_record_bytes
+
+__all__ = ["build_evaluation", "build_schedule"]
+
+LAYER_SLOTS = 3  # one in use, one on its way, one being given back: an upload never waits for the block in use
+GRADIENT_SLOTS = 2  # a block's gradients leave while the next block's arrive
+STAGING_SLOTS = 4
+SPILL_SLOTS = 3
+RECORD_SLOTS = {Update.NAIVE: 1, Update.SERIAL: 3, Update.OPTIMIZED: 3}  # read, update and write one each
+
+
+def build_schedule(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
+    """Build one training step.
+
+    Returns:
+        The schedule; its pools and resident bytes are all the memory that carrying it out takes.
+    """
+    waits = gradients_wait(workload)
+    builder = Builder()
+    state = StepState(builder=builder, plan=plan, profile=profile, workload=workload)
+    _declare_device_pools(builder, plan, profile, workload)
+    _declare_host_pools(builder, plan, profile, workload)
+    emit_forward(state)
+    emit_backward(state, waits=waits)
+    if waits:
+        emit_waiting_updates(state)
+    return Schedule(
+        tasks=tuple(builder.tasks),
+        pools=builder.pools(),
+        resident_bytes=resident_bytes(plan, profile, workload, gradients_wait=waits),
+    )
+
+
+def build_evaluation(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
+    """Build one forward pass that only scores: the same pools, nothing kept, nothing updated."""
+    builder = Builder()
+    state = StepState(builder=builder, plan=plan, profile=profile, workload=workload)
+    _declare_device_pools(builder, plan, profile, workload)
+    _declare_host_pools(builder, plan, profile, workload)
+    emit_forward(state, scores_only=True)
+    return Schedule(tasks=tuple(builder.tasks), pools=builder.pools())
+
+
+def gradients_wait(workload: Workload) -> bool:
+    """Whether updates run after backward: to clip by the global norm, or because the user asked for ``serial``."""
+    return workload.clips or workload.update is Update.SERIAL
+
+
+def _fetched_elements(block: BlockProfile, profile: Profile) -> int:
+    return block.elements + sum(profile.blocks[owner].elements for owner in block.borrows)
+
+
+def _declare_device_pools(builder: Builder, plan: Plan, profile: Profile, workload: Workload) -> None:
+    del plan
+    layers = [block for block in profile.blocks if block.role is Role.LAYER]
+    edges = [block for block in profile.blocks if block.role is not Role.LAYER]
+    layer_elements = max(block.elements for block in layers)
+    edge_elements = max(block.elements for block in edges)
+    fetched = max(_fetched_elements(block, profile) for block in edges)
+    size = profile.weight_bytes
+    builder.add_pool("weights", Tier.GPU, layer_elements * size, min(LAYER_SLOTS, len(layers)))
+    builder.add_pool("edge_weights", Tier.GPU, fetched * size, 1)
+    builder.add_pool("gradients", Tier.GPU, layer_elements * size, min(GRADIENT_SLOTS, len(layers)))
+    builder.add_pool("edge_gradients", Tier.GPU, edge_elements * size, 2)
+    if accumulates_apart(profile, workload):
+        builder.add_pool("sums", Tier.GPU, layer_elements * 4, 1)
+        builder.add_pool("edge_sums", Tier.GPU, edge_elements * 4, 2)
+
+
+def accumulates_apart(profile: Profile, workload: Workload) -> bool:
+    """Whether gradients are summed in fp32 beside the G16 buffer: several micro-batches in a narrower type."""
+    return workload.micro_batches > 1 and profile.weight_bytes < 4
+
+
+def _declare_host_pools(builder: Builder, plan: Plan, profile: Profile, workload: Workload) -> None:
+    longest = max(block.elements for block in profile.blocks)
+    chunk = min(workload.chunk_elements, longest)
+    weights = chunk * profile.weight_bytes
+    on_ssd = any(decisions.states is Tier.SSD for decisions in plan.blocks)
+    kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
+    spilled = max(held.ssd for held in kept)
+    builder.add_pool("staging", Tier.HOST, weights, STAGING_SLOTS if on_ssd else 0)
+    builder.add_pool("gradient_chunks", Tier.HOST, weights, STAGING_SLOTS)
+    record = weights + chunk_record_bytes(profile.states, chunk)
+    builder.add_pool("records", Tier.HOST, record, RECORD_SLOTS[workload.update] if on_ssd else 0)
+    builder.add_pool("spill", Tier.HOST, spilled, SPILL_SLOTS if spilled else 0)

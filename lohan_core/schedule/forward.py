@@ -1,0 +1,107 @@
+"""Forward, blocks up: weights ahead of need; each micro-batch computed; what the plan keeps sent to its tier."""
+
+from __future__ import annotations
+
+from lohan_core.schedule.sizes import kept_bytes
+from lohan_core.schedule.state import StepState
+from lohan_core.schedule.task import Op
+
+__all__ = ["emit_forward"]
+
+OFFLOADS_IN_FLIGHT = 2  # bounds the GPU memory of activations that are on their way out
+
+
+def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
+    """Emit the prelude and all layers; with ``scores_only`` the postlude's loss too, and nothing is kept.
+
+    The weights of the last layers stay on the GPU when the layers are through: backward begins with them.
+    """
+    offloads: list[int] = []
+    _emit_prelude(state)
+    for index in state.layers:
+        for ahead in range(index, index + state.builder.rings["weights"].pool.slots):
+            if ahead in state.layers:
+                state.load_weights(ahead)
+        for micro_batch in state.micro_batches:
+            _emit_layer(state, index, micro_batch, offloads, keeps=not scores_only)
+        behind = state.postlude - state.builder.rings["weights"].pool.slots
+        if scores_only or index < behind:
+            state.unload_weights(index, state.made[index, state.micro_batches[-1]])
+    if scores_only:
+        _emit_scores(state)
+
+
+def _emit_prelude(state: StepState) -> None:
+    state.load_weights(0)
+    for micro_batch in state.micro_batches:
+        state.made[0, micro_batch] = state.builder.add(
+            Op.FORWARD,
+            block=0,
+            micro_batch=micro_batch,
+            work=state.block(0).seconds,
+            after=state.loaded[0].uploads,
+            touches=(state.loaded[0].slot,),
+            gives=(state.loaded[0].slot,) if micro_batch == state.micro_batches[-1] else (),
+        )
+    state.unload_weights(0, state.made[0, state.micro_batches[-1]])
+
+
+def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[int], *, keeps: bool) -> None:
+    loaded = state.loaded[index]
+    block = state.block(index)
+    last = micro_batch == state.micro_batches[-1]
+    leaves = not keeps or index < state.postlude - state.builder.rings["weights"].pool.slots
+    made = state.builder.add(
+        Op.FORWARD,
+        block=index,
+        micro_batch=micro_batch,
+        work=block.seconds,
+        after=(
+            *loaded.uploads,
+            state.made[index - 1, micro_batch],
+            *offloads[-OFFLOADS_IN_FLIGHT : 1 - OFFLOADS_IN_FLIGHT],
+        ),
+        touches=(loaded.slot,),
+        gives=(loaded.slot,) if last and leaves else (),
+    )
+    state.made[index, micro_batch] = made
+    if keeps:
+        emit_offload(state, index, micro_batch, made, offloads)
+
+
+def emit_offload(state: StepState, index: int, micro_batch: int, made: int, offloads: list[int]) -> None:
+    """Emit the way out of what a block keeps of one micro-batch: to host memory, and on to the drives."""
+    held = kept_bytes(state.block(index), state.decisions(index))
+    if not held.moved:
+        return
+    where = {"block": index, "micro_batch": micro_batch}
+    if not held.ssd:
+        offload = state.builder.add(Op.OFFLOAD, work=held.moved, after=(made,), **where)
+        state.saved[index, micro_batch] = (offload,)
+    else:
+        ring = state.builder.rings["spill"]
+        slot, free = ring.acquire()
+        offload = state.builder.add(
+            Op.OFFLOAD, work=held.moved, after=(made, *free), touches=(slot,), takes=(slot,), **where
+        )
+        spill = state.builder.add(Op.SPILL, work=held.ssd, after=(offload,), touches=(slot,), gives=(slot,), **where)
+        ring.release(slot, [spill])
+        state.saved[index, micro_batch] = (offload, spill)
+    offloads.append(offload)
+
+
+def _emit_scores(state: StepState) -> None:
+    index = state.postlude
+    state.load_weights(index)
+    loaded = state.loaded[index]
+    for micro_batch in state.micro_batches:
+        state.made[index, micro_batch] = state.builder.add(
+            Op.SCORE,
+            block=index,
+            micro_batch=micro_batch,
+            work=state.block(index).seconds,
+            after=(*loaded.uploads, state.made[index - 1, micro_batch]),
+            touches=(loaded.slot,),
+            gives=(loaded.slot,) if micro_batch == state.micro_batches[-1] else (),
+        )
+    state.unload_weights(index, state.made[index, state.micro_batches[-1]])

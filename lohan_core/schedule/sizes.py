@@ -1,0 +1,72 @@
+"""What a plan's decisions weigh: bytes to move and to hold. Pure arithmetic over plan and profile."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from lohan_core.layout import Chunk, round_up
+from lohan_core.plan import BlockPlan, Plan, Tier, Workload
+from lohan_core.profile import BlockProfile, Profile, Role
+from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
+
+__all__ = ["KeptBytes", "chunks_of", "kept_bytes", "resident_bytes"]
+
+
+@frozen(kw_only=True)
+class KeptBytes:
+    """Bytes of one micro-batch that one block keeps for its backward, by tier. Host and ssd parts are whole sectors."""
+
+    gpu: int
+    host: int
+    ssd: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes that leave the GPU."""
+        return self.host + self.ssd
+
+
+def kept_bytes(block: BlockProfile, decisions: BlockPlan) -> KeptBytes:
+    """Add up a block's input and kept candidates by tier. The prelude has no input and keeps nothing."""
+    sizes = {candidate.index: candidate.bytes for candidate in block.candidates}
+    held = {tier: 0 for tier in Tier}
+    if block.role is not Role.PRELUDE:
+        held[decisions.inputs] += round_up(block.input_bytes, SECTOR_BYTES)
+    for index, tier in decisions.keep.items():
+        held[tier] += round_up(sizes[index], SECTOR_BYTES)
+    return KeptBytes(gpu=held[Tier.GPU], host=held[Tier.HOST], ssd=held[Tier.SSD])
+
+
+def chunks_of(block: BlockProfile, chunk_elements: int) -> tuple[Chunk, ...]:
+    """Cut a block's flat vector into chunks, the last shorter."""
+    starts = range(0, block.elements, chunk_elements)
+    return tuple(
+        Chunk(index=i, start=start, stop=min(start + chunk_elements, block.elements)) for i, start in enumerate(starts)
+    )
+
+
+def resident_bytes(plan: Plan, profile: Profile, workload: Workload, *, gradients_wait: bool) -> dict[Tier, int]:
+    """Bytes held for the whole run beside the schedule's pools, by tier.
+
+    Host: states that live there, gradients and activations that wait there. Ssd: every version of every state (host
+    states too: that is where checkpoints go), gradients and activations that wait there. GPU: candidates kept there,
+    the activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
+    """
+    total = {tier: 0 for tier in Tier}
+    largest_input = max(block.input_bytes for block in profile.blocks)
+    kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
+    for block, decisions, held in zip(profile.blocks, plan.blocks, kept, strict=True):
+        weights = block.elements * profile.weight_bytes
+        states = weights + chunk_record_bytes(profile.states, block.elements)
+        total[Tier.SSD] += workload.versions * states
+        if decisions.states is Tier.HOST:
+            total[Tier.HOST] += states
+        if gradients_wait:
+            total[decisions.gradients] += weights
+        total[Tier.HOST] += workload.micro_batches * held.host
+        total[Tier.SSD] += workload.micro_batches * held.ssd
+        total[Tier.GPU] += workload.micro_batches * held.gpu
+    total[Tier.GPU] += (workload.micro_batches + 2) * largest_input
+    total[Tier.GPU] += 2 * max(held.moved for held in kept)
+    total[Tier.GPU] += max(block.transient_bytes for block in profile.blocks)
+    return total
