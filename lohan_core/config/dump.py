@@ -1,0 +1,47 @@
+"""The resolved config as YAML: every key written out, paths absolute, and read back as an equal config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+import yaml
+
+from lohan_core.backend import Kind
+from lohan_core.config.load import SECTIONS
+from lohan_core.config.sections import BackendChoice, Config
+from lohan_core.units import Bytes, exact_bytes
+
+__all__ = ["dump_config"]
+
+
+def dump_config(config: Config) -> str:
+    """Write ``config`` as YAML that :func:`~lohan_core.config.load.load_config` reads back as an equal one."""
+    sections: dict[str, Any] = {name: _keys(getattr(config, name)) for name in SECTIONS}
+    for kind in Kind:
+        choice: BackendChoice = getattr(config, kind)
+        sections[kind.value] = {"backend": choice.name, **_keys(choice.settings)}
+    return str(yaml.safe_dump(sections, sort_keys=False, allow_unicode=True))
+
+
+def _keys(settings: object) -> dict[str, Any]:
+    cls: Any = type(settings)
+    attrs.resolve_types(cls)
+    return {f.alias: _plain(getattr(settings, f.name), f.type) for f in attrs.fields(cls) if f.init}
+
+
+def _plain(value: Any, type_: Any) -> Any:
+    if isinstance(value, int) and Bytes in {type_, *get_args(type_)}:
+        return exact_bytes(value)
+    if attrs.has(type(value)):
+        return _keys(value)
+    if isinstance(value, Enum | Path):
+        return value.value if isinstance(value, Enum) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, None) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item, None) for item in value]
+    return value

@@ -1,0 +1,173 @@
+"""The sections of a config file that belong to the core; the other four belong to the backends they choose."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, gt, optional
+
+from lohan_core.backend import Kind
+from lohan_core.layout import BLOCK_ALIGNMENT
+from lohan_core.plan import Update
+from lohan_core.units import Bytes
+
+__all__ = [
+    "BackendChoice",
+    "ComputeDtype",
+    "Config",
+    "DataConfig",
+    "Durability",
+    "MemoryConfig",
+    "ModelConfig",
+    "RunConfig",
+]
+
+CHUNK_UNIT_BYTES = 4 * BLOCK_ALIGNMENT
+"""Chunks begin and end on whole alignment units of a block's flat fp32 vector."""
+
+
+def _is_device(_run: object, attribute: Attribute[str], value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"{attribute.name!r} must be auto, cpu, cuda or cuda:N: {value!r}")
+
+
+class ComputeDtype(StrEnum):
+    """The dtype of compute weights, activations and gradients; masters and optimizer states are always fp32."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class Durability(StrEnum):
+    """What a crash may cost."""
+
+    STEP = "step"
+    """At most the steps since the last durable one; states take twice their space."""
+    NONE = "none"
+    """The whole run: states are overwritten in place."""
+
+
+@frozen(kw_only=True)
+class ModelConfig:
+    """The model that is fine-tuned.
+
+    Attributes:
+        path: Directory of a Hugging Face causal LM: `config.json`, safetensors weights and, where the data need one,
+            a tokenizer. It is only read.
+        trust_remote_code: Whether Python code in that directory may run.
+    """
+
+    path: Path
+    trust_remote_code: bool = False
+
+
+@frozen(kw_only=True)
+class DataConfig:
+    """What the model is fine-tuned on.
+
+    Attributes:
+        train: JSON-lines file of training samples: `text`, `prompt` and `completion`, `messages`, or `input_ids`.
+        eval: JSON-lines file of evaluation samples; `null`: no evaluation.
+        sequence_length: Tokens per sequence.
+        packing: `true`: several samples share a sequence; `false`: one sample per sequence, padded.
+        shuffle: Whether every epoch sees the samples in another order, which `run.seed` determines.
+    """
+
+    train: Path
+    eval: Path | None = None
+    sequence_length: int = field(default=1024, validator=ge(2))
+    packing: bool = True
+    shuffle: bool = True
+
+
+@frozen(kw_only=True)
+class RunConfig:
+    """One run: where it is kept, how long it lasts, and how a step is carried out.
+
+    Attributes:
+        dir: Run directory: resolved config, metrics, store, and the model at the end. A run that is started again in
+            its directory resumes.
+        steps: Optimizer steps in all.
+        batch_size: Sequences per optimizer step.
+        micro_batch_size: Sequences that pass through a block at once; divides `batch_size`.
+        seed: Seed of shuffling and of dropout.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`: the first CUDA device if there is one, else the CPU.
+        dtype: Dtype of compute weights, activations and gradients: `bfloat16` or `float32`. Master weights and
+            optimizer states are float32 either way.
+        eval_every: Evaluate each time so many steps are done, and after the last; `null`: only after the last.
+        tensorboard: Whether to write TensorBoard events too.
+        update: When states are updated. `optimized`: during backward, with reading, updating and writing overlapped;
+            `naive`: during backward, one chunk after the other; `serial`: after backward. The results are the same.
+        durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;
+            `none`: a crash loses the run.
+        checkpoint_every: Steps between durable states.
+        checksums: Whether everything that is read back from storage is verified.
+    """
+
+    dir: Path
+    steps: int = field(validator=ge(1))
+    batch_size: int = field(default=1, validator=ge(1))
+    micro_batch_size: int = field(default=1, validator=ge(1))
+    seed: int = field(default=0, validator=ge(0))
+    device: str = field(default="auto", validator=_is_device)
+    dtype: ComputeDtype = ComputeDtype.BFLOAT16
+    eval_every: int | None = field(default=None, validator=optional(ge(1)))
+    tensorboard: bool = False
+    update: Update = Update.OPTIMIZED
+    durability: Durability = Durability.STEP
+    checkpoint_every: int = field(default=1, validator=ge(1))
+    checksums: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"'micro_batch_size' must divide batch_size ({self.batch_size}), which {self.micro_batch_size} does not"
+            )
+
+
+@frozen(kw_only=True)
+class MemoryConfig:
+    """How much of each tier the run may use.
+
+    Attributes:
+        gpu: Device memory; `null`: what is free at the start.
+        host: Host memory; `null`: what is free at the start.
+        ssd: Space in the storage backend; `null`: what is free at the start.
+        chunk: Size of one fp32 chunk buffer, the unit in which states are read, updated and written; a multiple of
+            16 KiB. The results do not depend on it.
+    """
+
+    gpu: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
+    host: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
+    ssd: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
+    chunk: Bytes = field(default=Bytes(64 * 2**20), validator=gt(Bytes(0)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.chunk % CHUNK_UNIT_BYTES:
+            raise ValueError(f"'chunk' must be a multiple of {CHUNK_UNIT_BYTES} bytes, which {self.chunk} is not")
+
+
+@frozen(kw_only=True)
+class BackendChoice:
+    """A backend by name, and an instance of its own config class."""
+
+    kind: Kind
+    name: str
+    settings: object
+
+
+@frozen(kw_only=True)
+class Config:
+    """Everything that a config file says, checked. Paths are absolute."""
+
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig
+    memory: MemoryConfig
+    storage: BackendChoice
+    optimizer: BackendChoice
+    planner: BackendChoice
+    profiler: BackendChoice
