@@ -1,0 +1,127 @@
+// The AdamW update, written once over a vector type V; each SIMD path's translation unit includes it with its own V.
+//
+// [Note: one definition per path]
+// The paths are compiled with different instruction sets. A function with external linkage that two of them emit would
+// be merged by the linker, and a processor without AVX-512 could end up in the AVX-512 copy. So everything here is in
+// an unnamed namespace, and nothing from the standard library is called except what the scalar path supplies itself.
+//
+// [Note: the same bits on every path]
+// Each operation below is correctly rounded (IEEE 754: multiply, add, divide, square root, fused multiply-add), acts on
+// one element, and occurs in the same place on every path; the build forbids the compiler to fuse others
+// (-ffp-contract=off). Subnormals are kept: no path sets flush-to-zero. A NaN's payload would depend on operand order,
+// so every NaN that is written is the canonical one. Hence results do not depend on path, threads or chunking.
+//
+// Fused multiply-adds are where torch's lerp and addcmul kernels have them.
+#pragma once
+
+#include "adamw.hpp"
+
+namespace lohan::adam {
+namespace {
+
+template <class V> struct Constants {
+  typename V::Register gradient_factor, decay, lerp_weight, beta2, one_minus_beta2, root_bias_correction2, eps,
+      negative_step_size;
+  bool lerp_from_gradient;
+
+  explicit Constants(const Coefficients &c)
+      : gradient_factor(V::broadcast(c.gradient_factor)), decay(V::broadcast(c.decay)),
+        lerp_weight(V::broadcast(c.lerp_weight)), beta2(V::broadcast(c.beta2)),
+        one_minus_beta2(V::broadcast(c.one_minus_beta2)), root_bias_correction2(V::broadcast(c.root_bias_correction2)),
+        eps(V::broadcast(c.eps)), negative_step_size(V::broadcast(c.negative_step_size)),
+        lerp_from_gradient(c.lerp_from_gradient) {}
+};
+
+// Updates V::width parameters. Stream: the weights bypass the caches and must be aligned for it.
+template <class V, bool Stream, class Gradient, class Weight>
+inline void update_vector(const Constants<V> &c, float *master, float *exp_avg, float *exp_avg_sq,
+                          const Gradient *gradient, Weight *weights) {
+  const auto g = V::multiply(V::load(gradient), c.gradient_factor);
+
+  const auto old_average = V::load(exp_avg);
+  const auto base = c.lerp_from_gradient ? g : old_average;
+  const auto average = V::fused_multiply_add(c.lerp_weight, V::subtract(g, old_average), base);
+  V::store(exp_avg, V::canonical(average));
+
+  const auto decayed_square = V::multiply(V::load(exp_avg_sq), c.beta2);
+  const auto square = V::fused_multiply_add(V::multiply(c.one_minus_beta2, g), g, decayed_square);
+  V::store(exp_avg_sq, V::canonical(square));
+
+  const auto root = V::divide(V::square_root(square), c.root_bias_correction2);
+  const auto step = V::divide(V::multiply(c.negative_step_size, average), V::add(root, c.eps));
+  const auto updated = V::canonical(V::add(V::multiply(V::load(master), c.decay), step));
+  V::store(master, updated);
+  if constexpr (Stream) {
+    V::stream(weights, updated);
+  } else {
+    V::store(weights, updated);
+  }
+}
+
+// The last `count` < V::width parameters: through zero-padded copies, so that they meet the same instructions as the
+// rest.
+template <class V, class Gradient, class Weight>
+inline void update_tail(const Constants<V> &c, float *master, float *exp_avg, float *exp_avg_sq,
+                        const Gradient *gradient, Weight *weights, std::size_t count) {
+  float padded_master[V::width] = {}, padded_average[V::width] = {}, padded_square[V::width] = {};
+  Gradient padded_gradient[V::width] = {};
+  Weight padded_weights[V::width] = {};
+  for (std::size_t i = 0; i < count; ++i) {
+    padded_master[i] = master[i];
+    padded_average[i] = exp_avg[i];
+    padded_square[i] = exp_avg_sq[i];
+    padded_gradient[i] = gradient[i];
+  }
+  update_vector<V, false>(c, padded_master, padded_average, padded_square, padded_gradient, padded_weights);
+  for (std::size_t i = 0; i < count; ++i) {
+    master[i] = padded_master[i];
+    exp_avg[i] = padded_average[i];
+    exp_avg_sq[i] = padded_square[i];
+    weights[i] = padded_weights[i];
+  }
+}
+
+template <class V, bool Stream, class Gradient, class Weight>
+void update_typed(const Slice &s, const Coefficients &coefficients) {
+  const Constants<V> c(coefficients);
+  const auto *gradient = static_cast<const Gradient *>(s.gradient);
+  auto *weights = static_cast<Weight *>(s.weights);
+  std::size_t i = 0;
+  for (; i + V::width <= s.length; i += V::width) {
+    update_vector<V, Stream>(c, s.master + i, s.exp_avg + i, s.exp_avg_sq + i, gradient + i, weights + i);
+  }
+  if (i < s.length) {
+    update_tail(c, s.master + i, s.exp_avg + i, s.exp_avg_sq + i, gradient + i, weights + i, s.length - i);
+  }
+  if constexpr (Stream) {
+    V::fence(); // streamed stores are weakly ordered: make them visible before the caller is told
+  }
+}
+
+template <class V, class Gradient, class Weight> void update_streaming(const Slice &s, const Coefficients &c) {
+  constexpr std::size_t vector_bytes = V::width * sizeof(Weight);
+  if (V::streams && reinterpret_cast<std::uintptr_t>(s.weights) % vector_bytes == 0) {
+    update_typed<V, V::streams, Gradient, Weight>(s, c);
+  } else {
+    update_typed<V, false, Gradient, Weight>(s, c);
+  }
+}
+
+template <class V, class Gradient> void update_weights(const Slice &s, const Coefficients &c) {
+  if (s.weights_dtype == DType::bfloat16) {
+    update_streaming<V, Gradient, BFloat16>(s, c);
+  } else {
+    update_streaming<V, Gradient, float>(s, c);
+  }
+}
+
+template <class V> void update(const Slice &s, const Coefficients &c) {
+  if (s.gradient_dtype == DType::bfloat16) {
+    update_weights<V, BFloat16>(s, c);
+  } else {
+    update_weights<V, float>(s, c);
+  }
+}
+
+} // namespace
+} // namespace lohan::adam
