@@ -31,13 +31,13 @@ def test_sizes_are_read_as_people_write_them(text, size_bytes):
 
 @pytest.mark.parametrize("value", ["", "GiB", "-1GiB", "1e9", "24 gigs", "1.5", "24GiBB", -1, 1.0, True, None, [1]])
 def test_what_is_no_size_is_refused(value):
-    with pytest.raises(ValueError, match="wants a size|the unit must be") as raised:
+    with pytest.raises(ValueError, match=r"wants a size|the unit must be") as raised:
         parse_bytes(value)
     assert repr(value) in str(raised.value)
 
 
 def test_a_unit_that_could_be_either_is_refused_with_both():
-    with pytest.raises(ValueError, match="'24G': write GiB .* or GB"):
+    with pytest.raises(ValueError, match=r"'24G': write GiB .* or GB"):
         parse_bytes("24G")
 
 
