@@ -1,0 +1,108 @@
+"""A store's own directory: the lock, the manifest, and the namespace that its extents live under."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lohan_core.errors import StorageError, StoreError
+from lohan_core.store.durable import make_directory_durably, replace_durably
+from lohan_core.store.lock import DirectoryLock
+from lohan_core.store.manifest import Manifest, decode, encode
+
+__all__ = ["StoreDirectory"]
+
+MANIFEST = "manifest.json"
+
+
+class StoreDirectory:
+    """The directory of one store, locked by this process until ``close``.
+
+    It comes before the storage, because a storage is opened under the store's ``namespace``, and that is written down
+    before the first extent is allocated: what a crash leaves half-created is found again and given back.
+
+    Example:
+        >>> directory = StoreDirectory.at(run_dir / "store")
+        >>> storage = backend.open(config, namespace=directory.namespace, default_directory=run_dir / "extents")
+        >>> if directory.holds_commit:
+        ...     store = Store.open(directory, storage, identity)
+        ... else:
+        ...     store = Store.create(directory, storage, extents, identity)
+    """
+
+    def __init__(self, path: Path, lock: DirectoryLock, manifest: Manifest) -> None:
+        """Made by :meth:`at` and :meth:`existing`."""
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def at(cls, path: Path) -> StoreDirectory:
+        """Lock the store at ``path``, or begin a new one there.
+
+        Raises:
+            StoreError: in use, or its manifest is damaged.
+            StorageError: the directory cannot be made or written.
+        """
+        make_directory_durably(path)
+        return cls._locked(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> StoreDirectory:
+        """Lock the store at ``path``.
+
+        Raises:
+            StoreError: there is none or none was committed; or as for :meth:`at`.
+        """
+        if not (path / MANIFEST).is_file():
+            raise StoreError(f"{path}: no store here; give the directory of a run that has finished a step")
+        directory = cls._locked(path)
+        if not directory.holds_commit:
+            directory.close()
+            raise StoreError(f"{path}: the store was never completed; start its run again")
+        return directory
+
+    @classmethod
+    def _locked(cls, path: Path) -> StoreDirectory:
+        lock = DirectoryLock(path)
+        try:
+            try:
+                return cls(path, lock, decode((path / MANIFEST).read_bytes(), path / MANIFEST))
+            except FileNotFoundError:
+                directory = cls(path, lock, Manifest(store_id=secrets.token_hex(8)))
+                directory.replace(directory.manifest)
+                return directory
+            except OSError as error:
+                raise StorageError(error.errno or 0, f"{path / MANIFEST}: {error.strerror}", str(path)) from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def namespace(self) -> str:
+        """Under what name a storage keeps this store's extents apart from others'."""
+        return self.manifest.store_id
+
+    @property
+    def holds_commit(self) -> bool:
+        """Whether a store was created here and committed once; else it is new, or a crash left it half-created."""
+        return self.manifest.commit is not None
+
+    def replace(self, manifest: Manifest) -> None:
+        """Put a new manifest in place, atomically and durably. Raises StorageError."""
+        replace_durably(self.path / MANIFEST, encode(manifest))
+        self.manifest = manifest
+
+    def close(self) -> None:
+        """Let go of the lock. A second call does nothing."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,48 @@
+"""Replacing a small file so that after a crash it is either the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lohan_core.errors import StorageError
+
+__all__ = ["make_directory_durably", "replace_durably"]
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Put ``data`` in the place of ``path``: write beside it, sync, rename, sync the directory.
+
+    Raises:
+        StorageError: a call failed. Which of the two contents is durable is then unknown.
+    """
+    beside = path.with_name(path.name + ".new")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_names(path.parent)
+    except OSError as error:
+        raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
+
+
+def make_directory_durably(path: Path) -> None:
+    """Make ``path`` and the parents that it lacks. Raises StorageError."""
+    if path.is_dir():
+        return
+    make_directory_durably(path.parent)
+    try:
+        path.mkdir(exist_ok=True)
+        _sync_names(path.parent)
+    except OSError as error:
+        raise StorageError(error.errno or 0, f"{path}: cannot be made: {error.strerror}", str(path)) from error
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
