@@ -24,7 +24,8 @@ def dump_config(config: Config) -> str:
     for kind in Kind:
         choice: BackendChoice = getattr(config, kind)
         sections[kind.value] = {"backend": choice.name, **_keys(choice.settings)}
-    return str(yaml.safe_dump(sections, sort_keys=False, allow_unicode=True))
+    # In ASCII: with allow_unicode, PyYAML writes some line separators so that it reads them back as blanks.
+    return str(yaml.safe_dump(sections, sort_keys=False))
 
 
 def _keys(settings: object) -> dict[str, Any]:

@@ -62,9 +62,12 @@ def structure(
             if field.default is attrs.NOTHING:
                 problems.add(here, "is missing, and has no default")
                 failed = True
-        elif isinstance(values[name], Mapping) and (nested := _attrs_class(field.type)):
-            arguments[name] = structure(nested, values[name], here, document, problems)
-            failed |= arguments[name] is None
+        elif (nested := _attrs_class(field.type)) and values[name] is not None:
+            if isinstance(values[name], Mapping):
+                arguments[name] = structure(nested, values[name], here, document, problems)
+            else:
+                problems.add(here, f"wants keys with values, got {_shown(values[name])}")
+            failed |= arguments.get(name) is None
         else:
             try:
                 converter = _converter(document.origin(here).directory)
