@@ -14,7 +14,16 @@ from math import prod
 
 from attrs import field, frozen
 
-__all__ = ["BLOCK_ALIGNMENT", "PARAMETER_ALIGNMENT", "BlockLayout", "Borrowed", "Chunk", "ParameterSlot", "lay_out", "round_up"]
+__all__ = [
+    "BLOCK_ALIGNMENT",
+    "PARAMETER_ALIGNMENT",
+    "BlockLayout",
+    "Borrowed",
+    "Chunk",
+    "ParameterSlot",
+    "lay_out",
+    "round_up",
+]
 
 PARAMETER_ALIGNMENT = 128
 BLOCK_ALIGNMENT = 4096
@@ -87,7 +96,7 @@ class BlockLayout:
         return sum(slot.elements for slot in self.slots)
 
     def chunks(self, chunk_elements: int) -> tuple[Chunk, ...]:
-        """Cut the flat vector into chunks of ``chunk_elements`` (a multiple of ``BLOCK_ALIGNMENT``), the last shorter."""
+        """Cut the flat vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``; the last is shorter."""
         if chunk_elements <= 0 or chunk_elements % BLOCK_ALIGNMENT:
             raise ValueError(f"chunk of {chunk_elements} elements is not a positive multiple of {BLOCK_ALIGNMENT}")
         starts = range(0, self.elements, chunk_elements)
@@ -121,15 +130,18 @@ def lay_out(
     slots = []
     cursor = decaying = 0
     for parameter, shape, decays in ordered:
+        if not decays:
+            cursor = max(cursor, decaying)
         slots.append(ParameterSlot(name=parameter, shape=shape, offset=cursor, decays=decays))
         cursor += round_up(prod(shape), PARAMETER_ALIGNMENT)
         if decays:
-            decaying = cursor
+            # Whole sectors, so that a span is a slice of those states too that several parameters share a value of.
+            decaying = round_up(cursor, BLOCK_ALIGNMENT)
     return BlockLayout(
         index=index,
         name=name,
         slots=tuple(slots),
-        elements=round_up(cursor, BLOCK_ALIGNMENT),
+        elements=round_up(max(cursor, decaying), BLOCK_ALIGNMENT),
         decaying=decaying,
         borrowed=borrowed,
     )

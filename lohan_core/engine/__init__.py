@@ -1,0 +1,1 @@
+"""Carrying a schedule out: lanes, buffers, and what each kind of task does."""

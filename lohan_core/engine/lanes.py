@@ -1,0 +1,178 @@
+"""``execute``: a schedule carried out for real, one worker thread per lane.
+
+[Note: two kinds of finished] A task of a host lane is finished when its action returns. A task of a GPU lane (``gpu``,
+``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and *finished* when the event recorded behind it
+has passed. Between GPU lanes an event is waited for on the stream, so the host never waits; a host lane waits for the
+event itself. On a machine without a GPU every lane is a host lane.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import torch
+from attrs import define, field
+
+from lohan_core.schedule.task import Lane, Op, Schedule, Task
+from lohan_core.schedule.timeline import Span, Timeline
+
+__all__ = ["Action", "Lanes"]
+
+Action = Callable[[Task], None]
+
+GPU_LANES = (Lane.GPU, Lane.H2D, Lane.D2H)
+
+
+class _AbandonedError(Exception):
+    """Another lane failed: nothing more will be finished."""
+
+
+@define
+class _Progress:
+    """One task's way through: ``issued`` first, then the event, if it has one."""
+
+    issued: threading.Event = field(factory=threading.Event)
+    begun: float = 0.0
+    ended: float = 0.0
+    start_event: torch.cuda.Event | None = None
+    end_event: torch.cuda.Event | None = None
+
+
+@define
+class _Run:
+    """One schedule being carried out."""
+
+    schedule: Schedule
+    actions: Mapping[Op, Action]
+    began: float
+    progress: Sequence[_Progress]
+    failures: list[BaseException] = field(factory=list)
+    failed: bool = False
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first error and wake everyone who waits."""
+        if not self.failed:
+            self.failures.append(error)
+        self.failed = True
+        for progress in self.progress:
+            progress.issued.set()
+
+
+class Lanes:
+    """Worker threads and CUDA streams, one per lane, alive for as long as the engine is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams: dict[Lane, torch.cuda.Stream] = {}
+        if device.type == "cuda":
+            # Separate streams let both copy directions run beside compute and beside each other.
+            self._streams = {lane: torch.cuda.Stream(device) for lane in GPU_LANES}
+        self._inboxes: dict[Lane, queue.SimpleQueue[tuple[_Run, list[Task], threading.Event] | None]] = {
+            lane: queue.SimpleQueue() for lane in Lane
+        }
+        self._threads = [
+            threading.Thread(target=self._serve, args=(lane,), name=f"lohan-{lane}", daemon=True) for lane in Lane
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stream(self, lane: Lane) -> torch.cuda.Stream | None:
+        """The lane's CUDA stream, or None on a machine without a GPU."""
+        return self._streams.get(lane)
+
+    def execute(self, schedule: Schedule, actions: Mapping[Op, Action]) -> Timeline:
+        """Carry a schedule out and return when each task began and ended.
+
+        Args:
+            schedule: the tasks.
+            actions: what each kind of task does; called on the lane's thread, in the lane's stream.
+
+        Raises:
+            BaseException: the first that an action raised, once every lane has stopped.
+        """
+        run = _Run(schedule, actions, time.perf_counter(), [_Progress() for _ in schedule.tasks])
+        base = None
+        if self._streams:
+            base = torch.cuda.Event(enable_timing=True)
+            base.record(torch.cuda.current_stream(self._device))
+            for stream in self._streams.values():
+                stream.wait_event(base)
+        stopped = {lane: threading.Event() for lane in Lane}
+        for lane in Lane:
+            self._inboxes[lane].put((run, [task for task in schedule.tasks if task.lane is lane], stopped[lane]))
+        for event in stopped.values():
+            event.wait()
+        for stream in self._streams.values():
+            stream.synchronize()
+        if run.failures:
+            raise run.failures[0]
+        return Timeline(schedule=schedule, spans=tuple(_span(progress, base, run.began) for progress in run.progress))
+
+    def close(self) -> None:
+        """End the threads. A second close does nothing."""
+        for inbox in self._inboxes.values():
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, lane: Lane) -> None:
+        while (order := self._inboxes[lane].get()) is not None:
+            run, tasks, stopped = order
+            try:
+                with torch.cuda.stream(self._streams.get(lane)):
+                    for task in tasks:
+                        self._run_task(run, task)
+            except _AbandonedError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that called execute
+                run.fail(error)
+            finally:
+                # No reference to the last step may survive here: it would keep its tensors alive.
+                del run, tasks, order
+                stopped.set()
+
+    def _run_task(self, run: _Run, task: Task) -> None:
+        stream = self._streams.get(task.lane)
+        for index in task.after:
+            self._wait_for(run, run.progress[index], stream)
+        progress = run.progress[task.index]
+        if stream is None:
+            progress.begun = time.perf_counter()
+            run.actions[task.op](task)
+            progress.ended = time.perf_counter()
+        else:
+            progress.start_event = torch.cuda.Event(enable_timing=True)
+            progress.start_event.record(stream)
+            run.actions[task.op](task)
+            end = torch.cuda.Event(enable_timing=True)
+            end.record(stream)
+            progress.end_event = end
+        progress.issued.set()
+
+    @staticmethod
+    def _wait_for(run: _Run, progress: _Progress, stream: torch.cuda.Stream | None) -> None:
+        progress.issued.wait()
+        if run.failed:
+            raise _AbandonedError
+        if progress.end_event is None:
+            return
+        if stream is None:
+            progress.end_event.synchronize()
+        else:
+            stream.wait_event(progress.end_event)
+
+
+def _span(progress: _Progress, base: torch.cuda.Event | None, began: float) -> Span:
+    if base is None or progress.start_event is None or progress.end_event is None:
+        return Span(progress.begun - began, progress.ended - began)
+    return Span(base.elapsed_time(progress.start_event) / 1e3, base.elapsed_time(progress.end_event) / 1e3)

@@ -1,0 +1,56 @@
+"""Host buffers of exact size: whole pages mapped from the kernel, pinned for a GPU on request.
+
+torch's own pinned allocator rounds up to a power of two, up to twice the bytes; here the pages are mapped at their exact
+size and then registered with the driver.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+
+import torch
+from torch import Tensor
+
+from lohan_core.errors import LohanError
+from lohan_core.layout import round_up
+
+__all__ = ["allocate_host"]
+
+
+def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
+    """Map ``size_bytes`` of zeroed, page-aligned host memory.
+
+    Args:
+        size_bytes: rounded up to whole pages; 0 gives an empty tensor.
+        pin: register the pages with the CUDA driver, so that copies to and from a GPU run asynchronously.
+
+    Returns:
+        uint8, shape (size_bytes,). The pages are unmapped when the last view of it goes.
+
+    Raises:
+        LohanError: the kernel or the driver has not as much to give.
+    """
+    if size_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        pages = mmap.mmap(-1, round_up(size_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise LohanError(f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host") from error
+    buffer = torch.frombuffer(pages, dtype=torch.uint8, count=size_bytes)
+    if pin:
+        _register(buffer)
+    return buffer
+
+
+def _register(buffer: Tensor) -> None:
+    runtime = torch.cuda.cudart()
+    address = buffer.data_ptr()
+    status = runtime.cudaHostRegister(address, buffer.numel(), 0)
+    if int(status) != 0:
+        raise LohanError(
+            f"memory.host: the driver cannot pin {buffer.numel()} bytes ({status}); lower memory.host or raise the "
+            "limit on locked memory (ulimit -l)"
+        )
+    # The storage outlives its tensors exactly as long as the mapping does.
+    weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)

@@ -1,0 +1,1 @@
+"""Cutting any Hugging Face causal LM into blocks, and running one block at a time."""

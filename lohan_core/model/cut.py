@@ -1,0 +1,285 @@
+"""Cutting a Hugging Face causal LM into blocks without code for any architecture.
+
+[Note: pass-through layers] The model's own forward is run with every decoder layer's ``forward`` replaced by one that
+records the arguments it receives and hands its input on. Stopped at the last layer, that run is the *prelude*: it yields
+the first hidden state and each layer's arguments. Run to the end with the true hidden state handed out by the last
+layer, it is the *postlude*: norm, head and loss, as the model defines them. Parameters that a run does not need are
+stood in for by zeros of stride 0, which take no memory; what is computed from them is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from lohan_core.errors import ModelError
+from lohan_core.layout import BlockLayout, Borrowed, lay_out
+from lohan_core.model.rng import get_random_state, set_random_state
+from lohan_core.model.skeleton import find_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CutModel", "LayerCall", "cut_model"]
+
+
+@frozen
+class LayerCall:
+    """What the model passes to one layer beside the hidden state, which is to be put in again at its place."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    takes_keyword: bool
+
+    def with_hidden(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the layer's call with ``hidden`` in place."""
+        if self.takes_keyword:
+            return self.arguments, {**self.keywords, "hidden_states": hidden}
+        return (hidden, *self.arguments), dict(self.keywords)
+
+
+class _PreludeDone(Exception):  # noqa: N818 - not an error: it ends a forward that has served its purpose
+    """Raised by the last pass-through layer."""
+
+
+@define(kw_only=True)
+class CutModel:
+    """A model in blocks: prelude, each decoder layer, postlude. Holds no weights; every call is given them.
+
+    ``blocks`` are in order. Weights are given by the parameter names of the block's layout, as views into whatever
+    buffer they were streamed to. Calls run under the caller's grad mode.
+    """
+
+    model: PreTrainedModel
+    blocks: tuple[BlockLayout, ...]
+    unused: tuple[str, ...]
+    """Parameters that no block computes with; they are never trained and are exported as they came."""
+    _layers: list[nn.Module] = field(alias="layers_list")
+    _layer_prefix: str
+    _returns_tuple: tuple[bool, ...]
+    _stand_ins: dict[str, Tensor]
+
+    @property
+    def layers(self) -> range:
+        """Indices of the decoder layers among the blocks."""
+        return range(1, len(self.blocks) - 1)
+
+    def to(self, device: torch.device) -> None:
+        """Move buffers (never weights) to the device that computes."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():  # noqa: SLF001 - nn.Module has no public way
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device)  # noqa: SLF001
+        self._stand_ins = {
+            name: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for name, t in self._stand_ins.items()
+        }
+
+    def prelude(
+        self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, tuple[LayerCall, ...]]:
+        """Run the model up to its first layer.
+
+        Args:
+            weights: the prelude's parameters by name.
+            inputs: one micro-batch: input_ids, shape (rows, tokens), and what else the model's forward takes.
+
+        Returns:
+            The first layer's hidden state, and every layer's other arguments.
+        """
+        calls: list[LayerCall] = []
+        first: list[Tensor] = []
+
+        def record(position: int, *args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split(args, kwargs)
+            calls.append(call)
+            if position == 0:
+                first.append(hidden)
+            if position == len(self._layers) - 1:
+                raise _PreludeDone
+            return (hidden,) if self._returns_tuple[position] else hidden
+
+        with _forwards_replaced(self._layers, record):
+            try:
+                functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
+            except _PreludeDone:
+                pass
+        return first[0], tuple(calls)
+
+    def layer(self, block: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall) -> Tensor:
+        """Run one decoder layer (``block`` counts the prelude as 0) and return its hidden state."""
+        position = block - 1
+        prefix = f"{self._layer_prefix}.{position}."
+        local = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        args, kwargs = call.with_hidden(hidden)
+        output = functional_call(self._layers[position], local, args, kwargs)
+        return output[0] if self._returns_tuple[position] else output
+
+    def postlude(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """Run the model from its last layer's hidden state to the loss, a scalar: the mean over predicted tokens.
+
+        ``inputs`` must hold ``labels``. Randomness behind the last layer draws what it would in one piece: the random
+        state that the discarded prelude has used up is put back.
+        """
+        state = get_random_state(hidden.device)
+
+        def hand_out(position: int, *args: Any, **kwargs: Any) -> Any:
+            passed, _ = _split(args, kwargs)
+            if position == len(self._layers) - 1:
+                set_random_state(hidden.device, state)
+                passed = hidden
+            return (passed,) if self._returns_tuple[position] else passed
+
+        with _forwards_replaced(self._layers, hand_out):
+            output = functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
+        loss: Tensor = output.loss
+        return loss
+
+
+def cut_model(model: PreTrainedModel) -> CutModel:
+    """Cut a model into blocks, finding out by one tiny run of zeros what each block needs.
+
+    Args:
+        model: a skeleton (:func:`lohan_core.model.skeleton.build_skeleton`).
+
+    Raises:
+        ModelError: the model computes something between its layers, or its layers depend on more than one value that
+            carries a gradient.
+    """
+    prefix, layers = find_layers(model)
+    names = {name: parameter for name, parameter in model.named_parameters()}
+    in_layers = [_names_below(names, f"{prefix}.{position}.") for position in range(len(layers))]
+    everywhere_else = [name for name in names if not any(name in group for group in in_layers)]
+    stand_ins = {
+        name: torch.zeros((), dtype=names[name].dtype).expand(names[name].shape).requires_grad_()
+        for name in everywhere_else
+    }
+    probe = _Probe(layers, {id(tensor): name for name, tensor in stand_ins.items()})
+    probe.run(model, stand_ins)
+    decays = _decaying(model)
+
+    def described(group: list[str]) -> list[tuple[str, tuple[int, ...], bool]]:
+        return [(name, tuple(names[name].shape), name in decays) for name in group]
+
+    first = [name for name in everywhere_else if name in probe.before]
+    last = [name for name in everywhere_else if name in probe.behind and name not in probe.before]
+    blocks = [lay_out(0, "prelude", described(first))]
+    blocks += [
+        lay_out(position + 1, f"{prefix}.{position}", described(group)) for position, group in enumerate(in_layers)
+    ]
+    tied = tuple(Borrowed(name=slot.name, owner=0, slot=slot) for slot in blocks[0].slots if slot.name in probe.behind)
+    blocks.append(lay_out(len(blocks), "postlude", described(last), tied))
+    return CutModel(
+        model=model,
+        blocks=tuple(blocks),
+        unused=tuple(name for name in everywhere_else if name not in probe.before | probe.behind),
+        layers_list=list(layers),
+        layer_prefix=prefix,
+        returns_tuple=tuple(probe.returns_tuple[type(layer)] for layer in layers),
+        stand_ins={name: tensor.detach() for name, tensor in stand_ins.items()},
+    )
+
+
+def _names_below(names: Mapping[str, Any], prefix: str) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
+
+
+def _decaying(model: nn.Module) -> set[str]:
+    """Name the parameters that weight decay applies to: all but biases and those of normalisation layers."""
+    names = set()
+    for module_name, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            if not is_norm and parameter.dim() > 1 and not name.endswith("bias"):
+                names.add(name)
+    return names
+
+
+def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, LayerCall]:
+    """Part a layer's arguments into the hidden state and the rest."""
+    if args:
+        return args[0], LayerCall(args[1:], kwargs, takes_keyword=False)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), LayerCall((), rest, takes_keyword=True)
+
+
+@contextmanager
+def _forwards_replaced(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Give every layer ``partial(forward, position)`` for its forward; the layer's attributes and hooks stay."""
+    for position, layer in enumerate(layers):
+        layer.forward = partial(forward, position)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+class _Probe(TorchFunctionMode):
+    """One run of zeros through the model: which parameters are used before and behind the layers, what layers return."""
+
+    def __init__(self, layers: Sequence[nn.Module], watched: Mapping[int, str]) -> None:
+        super().__init__()
+        self.before: set[str] = set()
+        self.behind: set[str] = set()
+        self.returns_tuple: dict[type, bool] = {}
+        self._layers = layers
+        self._watched = watched
+        self._used = self.before
+        self._expected: Tensor | None = None
+
+    def run(self, model: PreTrainedModel, stand_ins: Mapping[str, Tensor]) -> None:
+        """Run the whole model on eight tokens."""
+        tokens = torch.zeros((1, 8), dtype=torch.long)
+        with _forwards_replaced(self._layers, self._pass), self:
+            output = functional_call(
+                model, dict(stand_ins), (), {"input_ids": tokens, "labels": tokens, "use_cache": False}
+            )
+        if self._expected is None or getattr(output, "loss", None) is None:
+            raise ModelError(f"{type(model).__name__} gives no loss for labels: it cannot be trained as a causal LM")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Note the watched parameters among a function's arguments."""
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and id(value) in self._watched:
+                self._used.add(self._watched[id(value)])
+        return func(*args, **(kwargs or {}))
+
+    def _pass(self, position: int, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for one layer: check what it is given, learn from the first of each class what it returns."""
+        layer = self._layers[position]
+        hidden, call = _split(args, kwargs)
+        if self._expected is not None and hidden is not self._expected:
+            raise ModelError(f"the model computes on the hidden state before layer {position}: it cannot be cut there")
+        carrying = [
+            t for t in tree_leaves((call.arguments, call.keywords)) if isinstance(t, Tensor) and t.requires_grad
+        ]
+        if carrying:
+            raise ModelError(
+                f"layer {position} ({type(layer).__name__}) takes trained values beside the hidden state: not supported"
+            )
+        if type(layer) not in self.returns_tuple:
+            self.returns_tuple[type(layer)] = isinstance(self._call_once(layer, args, kwargs), tuple)
+        self._used = self.behind if position == len(self._layers) - 1 else self._used
+        self._expected = hidden
+        return (hidden,) if self.returns_tuple[type(layer)] else hidden
+
+    @staticmethod
+    def _call_once(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one real layer on zeros: full-sized ones, since some kernels take no others."""
+        stand_in = layer.__dict__.pop("forward")
+        try:
+            weights = {name: torch.zeros(p.shape, dtype=p.dtype) for name, p in layer.named_parameters()}
+            return functional_call(layer, weights, args, dict(kwargs))
+        finally:
+            layer.__dict__["forward"] = stand_in

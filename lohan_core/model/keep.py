@@ -1,0 +1,154 @@
+"""Keeping operators' outputs in a block's forward, and handing them out again when backward re-runs the block.
+
+[Note: operator indices] Every operator that reaches the dispatcher while a block runs is counted; its place in that count
+names it. Forward and re-run execute the same Python code on the same values, both with grad enabled (under ``no_grad``
+torch folds some matrix products differently and would give other bits), so the count agrees between the two. Should a
+model's control flow depend on its data (experts), it does so alike in both, because both see the same micro-batch.
+
+A kept output is an alias of what the operator returned, so it costs no copy. An operator that writes in place into a
+kept value takes it off the list: the value would no longer be what the operator returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lohan_core.model.rng import get_random_state, set_random_state
+
+__all__ = ["Keeping", "Kept", "OperatorCounter", "Replaying", "is_keepable", "mutated_storages", "nothing_saved"]
+
+
+@frozen(kw_only=True)
+class Kept:
+    """What one operator returned: tensors (and other values) in their structure, and the random state behind it.
+
+    ``random_state`` is None for operators that draw nothing.
+    """
+
+    outputs: Any
+    random_state: Tensor | None = field(default=None, eq=False)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the outputs."""
+        return [value for value in tree_leaves(self.outputs) if isinstance(value, Tensor)]
+
+
+def is_keepable(func: OpOverload, outputs: Any) -> bool:
+    """Tell whether an operator's outputs are values of their own: fresh, dense, and made from other tensors.
+
+    Views and in-place operators alias their arguments; ``empty`` and its like return nothing worth keeping.
+    """
+    schema = func._schema  # noqa: SLF001 - torch offers no public way to a schema
+    if schema.is_mutable or any(result.alias_info is not None for result in schema.returns):
+        return False
+    if func.overloadpacket.__name__.startswith(("empty", "new_empty")):
+        return False
+    tensors = [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
+    return any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor fills its storage from the start, without overlap: then its bytes are its value."""
+    return tensor.storage_offset() == 0 and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def mutated_storages(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the addresses of the storages that an operator writes into."""
+    schema = func._schema  # noqa: SLF001 - as above
+    if not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                yield tensor.untyped_storage().data_ptr()
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Runs every operator and counts it; subclasses look in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Count one operator and hand it on with its index."""
+        if func.overloadpacket is torch.ops.aten.detach:
+            return func(*args, **(kwargs or {}))  # autograd's own, and more of them where saved tensors pass a hook
+        index = self.count
+        self.count += 1
+        return self.run(index, func, args, kwargs or {})
+
+    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the operator with this index."""
+        del index
+        return func(*args, **kwargs)
+
+
+class Keeping(OperatorCounter):
+    """Runs a block and keeps the outputs of the operators named by ``wanted``."""
+
+    def __init__(self, wanted: frozenset[int], device: torch.device) -> None:
+        super().__init__()
+        self.kept: dict[int, Kept] = {}
+        self._wanted = wanted
+        self._device = device
+        self._storages: dict[int, int] = {}
+
+    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operator; keep it if wanted; drop what it overwrites."""
+        outputs = func(*args, **kwargs)
+        for storage in mutated_storages(func, args, kwargs):
+            self.kept.pop(self._storages.pop(storage, -1), None)
+        if index in self._wanted and is_keepable(func, outputs):
+            draws = torch.Tag.nondeterministic_seeded in func.tags
+            # An alias, since autograd will hang the graph of this forward onto the tensor that is returned.
+            self.kept[index] = Kept(
+                outputs=tree_map_only(Tensor, Tensor.detach, outputs),
+                random_state=get_random_state(self._device) if draws else None,
+            )
+            for tensor in self.kept[index].tensors():
+                self._storages[tensor.untyped_storage().data_ptr()] = index
+        return outputs
+
+
+class Replaying(OperatorCounter):
+    """Re-runs a block, handing out what was kept instead of computing it."""
+
+    def __init__(self, kept: Mapping[int, Kept], device: torch.device) -> None:
+        super().__init__()
+        self._kept = kept
+        self._device = device
+
+    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Hand out a kept output, with the random state behind it, or run the operator."""
+        kept = self._kept.get(index)
+        if kept is None:
+            return func(*args, **kwargs)
+        if kept.random_state is not None:
+            set_random_state(self._device, kept.random_state)
+        return tree_map_only(Tensor, Tensor.detach, kept.outputs)
+
+
+@contextmanager
+def nothing_saved() -> Iterator[None]:
+    """Run with grad enabled, for the same kernels as in training, but save nothing for a backward."""
+
+    def refuse(_: None) -> Tensor:
+        raise RuntimeError("backward through a forward that saved nothing")
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, refuse):
+        yield

@@ -1,0 +1,87 @@
+"""A model without its weights: the modules and buffers of a Hugging Face causal LM, parameters on the meta device."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lohan_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["build_skeleton", "find_layers", "read_config"]
+
+
+def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model directory's config.
+
+    Raises:
+        ModelError: the directory or its config.json is missing or unreadable, or needs code that is not trusted.
+    """
+    from transformers import AutoConfig
+
+    if not path.is_dir():
+        raise ModelError(f"model.path: no directory {path}; give the folder of a Hugging Face model")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.path: {path} holds no config.json; give the folder of a Hugging Face model")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        remedy = "" if trust_remote_code else " (a model with code of its own needs model.trust_remote_code: true)"
+        raise ModelError(f"model.path: {path}: {str(error).splitlines()[0]}{remedy}") from error
+
+
+def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the causal LM of ``config``: parameters on the meta device in ``dtype``, buffers real, on the CPU.
+
+    The model is in training mode and keeps no key-value cache. No memory is touched for parameters, whatever their
+    number.
+
+    Raises:
+        ModelError: the config is not one of a causal LM.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    _without_cross_block_losses(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        name = getattr(config, "model_type", type(config).__name__)
+        raise ModelError(
+            f"model.path: a {name!r} model is not a causal LM: {str(error).splitlines()[0][:200]}"
+        ) from error
+    model.tie_weights()
+    model.config.use_cache = False
+    return model.train()
+
+
+def _without_cross_block_losses(config: PreTrainedConfig) -> None:
+    """Turn off a router loss, which would tie every layer's router to the head; say so."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+        warnings.warn("the model's auxiliary router loss is left out: it spans all blocks", stacklevel=3)
+
+
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Find the decoder's list of layers: the ``ModuleList`` that holds the most parameters among those long enough.
+
+    Returns:
+        Its qualified name and the list itself.
+
+    Raises:
+        ModelError: there is none.
+    """
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    fitting = [entry for entry in lists if len(entry[1]) == depth] or [entry for entry in lists if len(entry[1]) > 1]
+    if not fitting:
+        raise ModelError(f"{type(model).__name__} has no list of decoder layers: it cannot be cut into blocks")
+    return max(fitting, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
