@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import plugins
+from lohan_core.cli import plugins, preview
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("plugins")(plugins.plugins)
+app.command("preview")(preview.preview)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so

@@ -34,13 +34,22 @@ class LearningRateSchedule(StrEnum):
 class OptimizerConfig:
     """The keys that every optimizer's section has. A backend's own class adds to them.
 
-    ``schedule`` and ``warmup_steps`` are carried out by the trainer, ``max_grad_norm`` by the engine (0 or null: no
-    clipping); a backend reads the rest.
+    ``schedule`` and ``warmup_steps`` are carried out by the trainer, ``max_grad_norm`` by the engine; a backend reads
+    the rest.
+
+    Attributes:
+        lr: Learning rate after warm-up.
+        weight_decay: Decay of weights per step, in units of the learning rate; norms and biases are exempt.
+        max_grad_norm: Global gradient norm above which gradients are scaled down to it; `null` or 0: no clipping.
+        schedule: How the learning rate falls from the end of warm-up to the last step: `constant`, `linear` to 0, or
+            `cosine` to 0.
+        warmup_steps: Steps in which the learning rate rises linearly from 0.
     """
 
     lr: float = field(default=1e-5, validator=gt(0.0))
     weight_decay: float = field(default=0.0, validator=ge(0.0))
-    max_grad_norm: float | None = field(default=1.0, validator=optional(ge(0.0)))
+    # mypy takes the field's type from the default alone.
+    max_grad_norm: float | None = field(default=1.0, validator=optional(ge(0.0)))  # type: ignore[arg-type]
     schedule: LearningRateSchedule = LearningRateSchedule.CONSTANT
     warmup_steps: int = field(default=0, validator=ge(0))
 
@@ -119,7 +128,9 @@ class Optimizer(ABC):
             raise ValueError(f"states are {sorted(states)}, want {sorted(wanted)}")
         for name, (dtype, length) in wanted.items():
             if states[name].dtype is not dtype or states[name].numel() != length:
-                raise ValueError(f"state {name!r} is {states[name].dtype}[{states[name].numel()}], want {dtype}[{length}]")
+                raise ValueError(
+                    f"state {name!r} is {states[name].dtype}[{states[name].numel()}], want {dtype}[{length}]"
+                )
         for label, tensor in {"master": master, "gradient": gradient, "weights": weights, **states}.items():
             if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dim() != 1:
                 raise ValueError(f"{label} must be a contiguous 1-D host tensor")

@@ -26,7 +26,9 @@ __all__ = ["TORCH_ADAMW", "AdamWConfig", "TorchAdamW"]
 class AdamWConfig(OptimizerConfig):
     """The keys of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), with ``torch.optim.AdamW``'s defaults.
 
-    ``betas`` are the decay rates of the two moments; ``eps`` is added to the denominator, outside the root.
+    Attributes:
+        betas: Decay rates of the first and the second moment.
+        eps: Added to the denominator, outside the root.
     """
 
     betas: tuple[float, float] = field(

@@ -25,8 +25,10 @@ class Simd(StrEnum):
 class CpuAdamConfig(AdamWConfig):
     """AdamW's keys, and how to run it.
 
-    ``threads`` is the number of cores per update (null: as many as the engine grants); ``simd: auto`` takes the widest
-    instructions of this processor, a name insists on them.
+    Attributes:
+        threads: Cores per update; `null`: as many as the engine grants.
+        simd: `avx512`, `avx2`, `scalar`, or `auto`: the widest instructions of this processor. The results do not
+            depend on it.
     """
 
     threads: int | None = field(default=None, validator=optional(ge(1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 
 from attrs import Attribute, field, frozen
 from attrs.validators import and_, ge, le
@@ -50,7 +51,7 @@ class AioConfig:
         weights: Relative bandwidths of the directories, where the drives are not equal; empty: equal.
     """
 
-    directories: tuple[str, ...] = ()
+    directories: tuple[Path, ...] = ()
     engine: EngineName = EngineName.AUTO
     stripe_bytes: Bytes = field(default=Bytes(1 << 20), validator=_whole_pages)
     queue_depth: int = field(default=32, validator=and_(ge(1), le(1024)))

@@ -30,7 +30,7 @@ def resolve_directories(config: AioConfig, default_directory: Path) -> list[Path
             default_directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{default_directory}: the storage directory cannot be made: {error.strerror}") from error
-    directories = [Path(name).expanduser() for name in config.directories] or [default_directory]
+    directories = list(config.directories) or [default_directory]
     seen: dict[tuple[int, int], Path] = {}
     for directory in directories:
         _check(directory)

@@ -1,11 +1,11 @@
 """The suite on every engine, on one directory and on unequal ones."""
 
 import pytest
+
+from lohan_core.testing.storage import StorageSuite
 from lohan_storage_aio.config import AioConfig, EngineName
 from lohan_storage_aio.engine import why_unusable
 from lohan_storage_aio.plugin import lohan_storage
-
-from lohan_core.testing.storage import StorageSuite
 
 PAGE = 4096
 
@@ -34,7 +34,7 @@ class TestStriped(_AioSuite):
         for drive in drives:
             drive.mkdir(parents=True)
         return AioConfig(
-            directories=tuple(map(str, drives)), weights=(1, 2, 3), engine=engine, stripe_bytes=8 * PAGE, queue_depth=4
+            directories=tuple(drives), weights=(1, 2, 3), engine=engine, stripe_bytes=8 * PAGE, queue_depth=4
         )
 
 
