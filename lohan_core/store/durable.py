@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lohan_core.errors import StorageError
 
-__all__ = ["make_directory_durably", "replace_durably"]
+__all__ = ["make_directory_durably", "replace_durably", "sync_names"]
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -23,7 +23,7 @@ def replace_durably(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        _sync_names(path.parent)
+        sync_names(path.parent)
     except OSError as error:
         raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
 
@@ -35,12 +35,13 @@ def make_directory_durably(path: Path) -> None:
     make_directory_durably(path.parent)
     try:
         path.mkdir(exist_ok=True)
-        _sync_names(path.parent)
+        sync_names(path.parent)
     except OSError as error:
         raise StorageError(error.errno or 0, f"{path}: cannot be made: {error.strerror}", str(path)) from error
 
 
-def _sync_names(directory: Path) -> None:
+def sync_names(directory: Path) -> None:
+    """Make the names in ``directory`` durable: what was created, renamed or removed there."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -23,6 +23,7 @@ from lohan_core.store.manifest import JSON, Commit, Manifest
 from lohan_core.store.ranges import Range
 from lohan_core.store.verify import Progress, digest, stored_name, verify
 from lohan_core.store.versions import Versions
+from lohan_core.units import format_bytes
 
 __all__ = ["Store"]
 
@@ -86,9 +87,8 @@ class Store:
         free_bytes = storage.capacity().free_bytes
         if needed_bytes > free_bytes:
             raise StoreError(
-                f"{directory.path}: the store needs {needed_bytes} bytes ({needed_bytes / 2**30:.2f} GiB) and "
-                f"{free_bytes} ({free_bytes / 2**30:.2f} GiB) are free ({storage.describe()}); free some, or give "
-                f"storage.directories on larger drives"
+                f"{directory.path}: the store needs {format_bytes(needed_bytes)} and {format_bytes(free_bytes)} are "
+                f"free ({storage.describe()}); free some, or give storage.directories on larger drives"
             )
         try:
             for name, size_bytes in extents.items():
