@@ -55,8 +55,7 @@ def open_or_build(folder: Path, digest: str, documents: Iterable[Document]) -> T
     at a time wait for each other.
 
     Raises:
-        DataError: ``folder`` cannot be written.
-        OSError: the disk is full, or failed.
+        DataError: ``folder`` cannot be written, the disk is full or failed, or the cache is damaged.
     """
     target = folder / digest
     try:
@@ -64,8 +63,8 @@ def open_or_build(folder: Path, digest: str, documents: Iterable[Document]) -> T
         with _lock(folder):
             if not target.is_dir():
                 _build(target, documents)
-    except PermissionError as error:
-        raise DataError(f"{error.filename}: cannot be written, and tokenised data are kept there") from error
+    except OSError as error:
+        raise DataError(f"{error.filename or target}: {error.strerror}; tokenised data are kept in {folder}") from error
     return _map(target)
 
 

@@ -51,6 +51,8 @@ class Dataset:
     digest: str
     """Differs whenever any row would: a run must not be resumed on other data."""
     report: DatasetReport
+    tokenizer: Tokenizer | None
+    """The one that made the tokens; None where the files hold tokens."""
     _tokens: Tokens
     _layout: Layout
 
@@ -125,6 +127,7 @@ def open_dataset(
         pad_id=_pad_id(tokenizer),
         digest=_digest(encoded_from, sequence_length, packing),
         report=_report(tokens, layout, row_length, sequence_length),
+        tokenizer=tokenizer,
         tokens=tokens,
         layout=layout,
     )
