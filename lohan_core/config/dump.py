@@ -15,7 +15,7 @@ from lohan_core.config.load import SECTIONS
 from lohan_core.config.sections import BackendChoice, Config
 from lohan_core.units import Bytes, exact_bytes
 
-__all__ = ["dump_config"]
+__all__ = ["dump_config", "plain"]
 
 
 def dump_config(config: Config) -> str:
@@ -31,10 +31,11 @@ def dump_config(config: Config) -> str:
 def _keys(settings: object) -> dict[str, Any]:
     cls: Any = type(settings)
     attrs.resolve_types(cls)
-    return {f.alias: _plain(getattr(settings, f.name), f.type) for f in attrs.fields(cls) if f.init}
+    return {f.alias: plain(getattr(settings, f.name), f.type) for f in attrs.fields(cls) if f.init}
 
 
-def _plain(value: Any, type_: Any) -> Any:
+def plain(value: Any, type_: Any) -> Any:
+    """Turn a value of a config class, annotated as ``type_``, into what YAML holds."""
     if isinstance(value, int) and Bytes in {type_, *get_args(type_)}:
         return exact_bytes(value)
     if attrs.has(type(value)):
@@ -42,7 +43,7 @@ def _plain(value: Any, type_: Any) -> Any:
     if isinstance(value, Enum | Path):
         return value.value if isinstance(value, Enum) else str(value)
     if isinstance(value, Mapping):
-        return {key: _plain(inner, None) for key, inner in value.items()}
+        return {key: plain(inner, None) for key, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item, None) for item in value]
+        return [plain(item, None) for item in value]
     return value
