@@ -99,6 +99,7 @@ class Checkpoint:
                 if tied is None:
                     raise ModelError(f"{self.path}: converting {recipe.sources[0][0]} did not give {name}")
                 yield name, cooked[tied]
+            del cooked  # or it would stay while the next recipe is read: two layers' experts instead of one
 
     def read_block(self, layout: BlockLayout, flat: torch.Tensor) -> None:
         """Fill ``flat`` with a block's parameters, each at its slot, in the dtype of ``flat``; padding becomes zero.
@@ -124,6 +125,7 @@ class Checkpoint:
             if tensor.dtype not in TRAINABLE_DTYPES:
                 raise ModelError(f"{self.path}: {name} is {tensor.dtype}; training needs unquantized weights")
             flat[slot.offset : slot.stop].view(slot.shape).copy_(tensor)
+            del tensor  # for the same reason as in `read`
 
     def load_buffers(self) -> None:
         """Give the skeleton's persistent buffers the checkpoint's values; those that it lacks stay as they are."""

@@ -1,4 +1,5 @@
 import json
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lohan_core.errors import ModelError
 from lohan_core.weights import Checkpoint
+from lohan_core.weights.files import TensorFiles
 
 
 def read_all(path):
@@ -109,6 +111,34 @@ def test_unexpected_tensors_are_ignored_and_reported(tmp_path, caplog):
     checkpoint = Checkpoint(path, open_skeleton(path))
     assert checkpoint.unexpected == ("extra.weight",)
     assert "1 tensors are not used: extra.weight" in caplog.text
+
+
+def test_experts_that_do_not_fit_together_are_an_error(tmp_path):
+    path = save_model(tmp_path, "mixtral")
+    edit_weights(path, lambda t: {**t, "model.layers.0.block_sparse_moe.experts.1.w1.weight": torch.ones(2, 2)})
+    with pytest.raises(
+        ModelError, match=r"layers\.0\.mlp\.experts\.gate_up_proj cannot be converted from the checkpoint"
+    ):
+        read_all(path)
+
+
+@pytest.mark.parametrize(("architecture", "most"), [("llama", 1), ("mixtral", 6)])
+def test_one_parameter_is_in_memory_at_a_time(tmp_path, monkeypatch, architecture, most):
+    path = save_model(tmp_path, architecture)
+    alive = weakref.WeakSet()
+    counts = []
+    load = TensorFiles.load
+
+    def counting_load(self, name):
+        tensor = load(self, name)
+        alive.add(tensor)
+        counts.append(len(alive))
+        return tensor
+
+    monkeypatch.setattr(TensorFiles, "load", counting_load)
+    read_all(path)
+    assert len(counts) > 10
+    assert max(counts) == most  # of mixtral: gate and up of three experts
 
 
 def test_other_shape_names_both(tmp_path):
