@@ -39,11 +39,11 @@ def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
         raise LohanError(f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host") from error
     buffer = torch.frombuffer(pages, dtype=torch.uint8, count=size_bytes)
     if pin:
-        _register(buffer)
+        _register(pages, buffer)
     return buffer
 
 
-def _register(buffer: Tensor) -> None:
+def _register(pages: mmap.mmap, buffer: Tensor) -> None:
     runtime = torch.cuda.cudart()
     address = buffer.data_ptr()
     status = runtime.cudaHostRegister(address, buffer.numel(), 0)
@@ -52,5 +52,5 @@ def _register(buffer: Tensor) -> None:
             f"memory.host: the driver cannot pin {buffer.numel()} bytes ({status}); lower memory.host or raise the "
             "limit on locked memory (ulimit -l)"
         )
-    # The storage outlives its tensors exactly as long as the mapping does.
-    weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)
+    # The last tensor lets go of the mapping, and this runs just before the pages are unmapped.
+    weakref.finalize(pages, runtime.cudaHostUnregister, address)

@@ -9,7 +9,7 @@ stood in for by zeros of stride 0, which take no memory; what is computed from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,35 @@ class CutModel:
     def layers(self) -> range:
         """Indices of the decoder layers among the blocks."""
         return range(1, len(self.blocks) - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return next(iter(self._stand_ins.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute type of weights and activations."""
+        return next(iter(self._stand_ins.values())).dtype
+
+    def kind_of(self, block: int, call: LayerCall) -> Hashable:
+        """Return what tells a layer from one that computes otherwise: class, settings, shapes and kinds of argument.
+
+        Two layers of one kind have the same operators with the same outputs.
+        """
+        layer = self._layers[block - 1]
+        settings = [
+            (name, key, value)
+            for name, module in layer.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str)) and key not in {"layer_idx", "layer_id"}
+        ]
+        arguments = [
+            tuple(value.shape) if isinstance(value, Tensor) else repr(type(value))
+            for value in tree_leaves((call.arguments, dict(call.keywords)))
+        ]
+        shapes = [slot.shape for slot in self.blocks[block].slots]
+        return type(layer), tuple(settings), tuple(shapes), tuple(arguments)
 
     def to(self, device: torch.device) -> None:
         """Move buffers (never weights) to the device that computes."""

@@ -1,0 +1,193 @@
+"""The engine: one call per training step, with the model's states wherever the plan put them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from attrs import define, evolve, frozen
+
+from lohan_core.engine.activations import Activations
+from lohan_core.engine.compute import Compute
+from lohan_core.engine.lanes import Action, Lanes
+from lohan_core.engine.states import States
+from lohan_core.engine.step import StepData, as_step_inputs, micro_batch_seed
+from lohan_core.engine.updates import Updates
+from lohan_core.interfaces.storage import Storage
+from lohan_core.model.cut import CutModel
+from lohan_core.model.rng import preserved, seeded_state
+from lohan_core.plan import Plan, Workload
+from lohan_core.profile import Profile
+from lohan_core.schedule.build import build_evaluation
+from lohan_core.schedule.task import Op, Schedule
+from lohan_core.schedule.timeline import Timeline
+from lohan_core.weights import Checkpoint, write_model
+
+if TYPE_CHECKING:
+    from lohan_core.data.batches import Batch
+
+__all__ = ["Engine", "StepResult"]
+
+
+@frozen(kw_only=True)
+class StepResult:
+    """What one step came to.
+
+    ``loss`` is the mean over all predicted tokens of the batch, before the update; ``gradient_norm`` the global one,
+    before clipping. ``seconds`` includes making the step durable. Bytes are those that the storage moved in the step.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    lr: float
+    seconds: float
+    storage_read_bytes: int
+    storage_write_bytes: int
+    timeline: Timeline
+
+
+@define(kw_only=True)
+class Engine:
+    """Fine-tunes one model. Made by :func:`lohan_core.engine.open_engine`; to be closed, or used as a context.
+
+    Not thread-safe: one call at a time.
+    """
+
+    model: CutModel
+    plan: Plan
+    profile: Profile
+    workload: Workload
+    schedule: Schedule
+    checkpoint_every: int
+    seed: int
+    _checkpoint: Checkpoint
+    _states: States
+    _storage: Storage
+    _lanes: Lanes
+    _compute: Compute
+    _activations: Activations
+    _updates: Updates
+    _actions: Mapping[Op, Action]
+    _finished_step: int
+    _closed: bool = False
+
+    @property
+    def finished_step(self) -> int:
+        """Number of steps done since the model came in, those of earlier processes included."""
+        return self._finished_step
+
+    @property
+    def durable_step(self) -> int:
+        """The step that a crash now would fall back to."""
+        return self._states.store.committed_step
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """What the caller stored beside the last durable step."""
+        return self._states.store.progress
+
+    def step(self, batch: Batch, *, lr: float, progress: Mapping[str, Any] | None = None) -> StepResult:
+        """Train on one batch; every ``checkpoint_every`` steps make the result durable.
+
+        Args:
+            batch: as many micro-batches as the workload has, of the shape that was profiled.
+            lr: this step's learning rate.
+            progress: JSON values to store beside the states, for resuming.
+
+        Raises:
+            StorageError: a drive failed; the last durable step is intact.
+            NonFiniteGradientError: likewise intact.
+        """
+        began = time.perf_counter()
+        if len(batch.micro_batches) != self.workload.micro_batches:
+            raise ValueError(
+                f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
+            )
+        step = self._finished_step + 1
+        read_before, written_before = self._storage.bytes_moved()
+        data = self._begin(batch, step, lr)
+        with preserved(self.model.device):
+            timeline = self._lanes.execute(self.schedule, self._actions)
+        loss = data.loss
+        self._states.store.finish_step()
+        self._finished_step = step
+        if step % self.checkpoint_every == 0:
+            self.save(progress or {})
+        read, written = self._storage.bytes_moved()
+        return StepResult(
+            step=step,
+            loss=loss,
+            gradient_norm=data.gradient_norm,
+            lr=lr,
+            seconds=time.perf_counter() - began,
+            storage_read_bytes=read - read_before,
+            storage_write_bytes=written - written_before,
+            timeline=timeline,
+        )
+
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Return the mean loss over all predicted tokens of ``batches``, without dropout and without training."""
+        total = tokens = 0.0
+        self.model.model.eval()
+        try:
+            for batch in batches:
+                workload = evolve(self.workload, micro_batches=len(batch.micro_batches))
+                data = self._begin(batch, self._finished_step, 0.0)
+                with preserved(self.model.device):
+                    self._lanes.execute(build_evaluation(self.plan, self.profile, workload), self._actions)
+                total += data.loss * sum(batch.loss_tokens)
+                tokens += sum(batch.loss_tokens)
+        finally:
+            self.model.model.train()
+        return total / tokens
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Make the last finished step durable, with ``progress`` beside it."""
+        if self._states.resident and self._finished_step != self.durable_step:
+            self._states.write_resident()
+            self._states.store.finish_step()
+        self._states.store.commit(self._finished_step, progress)
+
+    def export(self, out: Path, dtype: torch.dtype) -> None:
+        """Write the model as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+        Raises:
+            ModelError: ``out`` is not empty, or its drive has too little space.
+        """
+        write_model(out, self._states.parameters(dtype), self._checkpoint, dtype)
+
+    def close(self) -> None:
+        """Stop the lanes and let go of store and storage. What was not saved is lost. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._lanes.close()
+        self._states.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin(self, batch: Batch, step: int, lr: float) -> StepData:
+        device = self.model.device
+        total = sum(batch.loss_tokens)
+        data = StepData(
+            step=step,
+            lr=lr,
+            inputs=as_step_inputs(batch.micro_batches, device),
+            weights=[tokens / total for tokens in batch.loss_tokens],
+            random=[
+                seeded_state(device, micro_batch_seed(self.seed, step, k)) for k in range(len(batch.micro_batches))
+            ],
+        )
+        self._compute.data = self._activations.data = self._updates.data = data
+        return data

@@ -1,0 +1,188 @@
+"""A model's states as the engine sees them: on the drives through the store, or resident in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lohan_core.interfaces.optimizer import Optimizer, StateField
+from lohan_core.interfaces.storage import Transfer
+from lohan_core.layout import BlockLayout, Chunk
+from lohan_core.memory import allocate_host
+from lohan_core.plan import Plan, Tier
+from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
+from lohan_core.store import Store
+
+__all__ = ["MASTER", "WEIGHTS", "StateFormat", "States", "extent_name"]
+
+Move: TypeAlias = Callable[[str, int, Tensor], Transfer]
+"""The store's read or write: extent, offset in bytes, buffer."""
+
+MASTER = "master"
+WEIGHTS = "weights"
+
+
+def extent_name(vector: str, block: int) -> str:
+    """Name of the extent that holds one vector of one block."""
+    return f"{vector}.{block}"
+
+
+class StateFormat:
+    """Which flat vectors a block has, and of which type: master weights, the optimizer's fields, compute weights."""
+
+    def __init__(self, optimizer: Optimizer, dtype: torch.dtype) -> None:
+        self.fields: tuple[StateField, ...] = optimizer.fields
+        self.dtypes: dict[str, torch.dtype] = {MASTER: torch.float32}
+        self.dtypes.update({field.name: field.dtype for field in self.fields})
+        self.states = (
+            StateVector(name=MASTER, value_bytes=4),
+            *(
+                StateVector(
+                    name=field.name, value_bytes=field.dtype.itemsize, elements_per_value=field.elements_per_value
+                )
+                for field in self.fields
+            ),
+        )
+        self.dtypes[WEIGHTS] = dtype
+        self.weights = StateVector(name=WEIGHTS, value_bytes=dtype.itemsize)
+        self.vectors = (*self.states, self.weights)
+
+    def record_bytes(self, elements: int) -> int:
+        """Bytes of a buffer that holds ``elements`` parameters of every vector."""
+        return chunk_record_bytes(self.vectors, elements)
+
+    def open_record(self, buffer: Tensor, elements: int) -> Record:
+        """Read a uint8 buffer as one record of ``elements`` parameters."""
+        places = place_in_record(self.vectors, elements)
+        raw = {name: buffer[offset : offset + length] for name, (offset, length) in places.items()}
+        values = {
+            vector.name: raw[vector.name].view(self.dtypes[vector.name])[: vector.values(elements)]
+            for vector in self.vectors
+        }
+        return Record(raw, values)
+
+    def extents(self, blocks: Sequence[BlockLayout]) -> dict[str, int]:
+        """Names and sizes in bytes of the extents that hold all vectors of all blocks."""
+        return {
+            extent_name(vector.name, block.index): vector.extent_bytes(block.elements)
+            for block in blocks
+            if block.elements
+            for vector in self.vectors
+        }
+
+
+class Record:
+    """A slice of every vector of a block, in host memory: raw bytes for I/O, typed values for the optimizer."""
+
+    def __init__(self, raw: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        self.raw = raw
+        self.values = values
+
+    def slice(self, start: int, stop: int, vectors: Sequence[StateVector]) -> dict[str, Tensor]:
+        """Return the values of elements ``start:stop`` of every vector."""
+        return {
+            vector.name: self.values[vector.name][start // vector.elements_per_value : vector.values(stop)]
+            for vector in vectors
+        }
+
+
+class States:
+    """Reads and writes chunks of states wherever the plan put them.
+
+    A block on ssd is moved chunk by chunk through the store. A block on host is one record that stays in memory; it
+    goes to the store when the engine makes a checkpoint.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockLayout],
+        plan: Plan,
+        form: StateFormat,
+        store: Store,
+        chunk_elements: int,
+        *,
+        pin: bool,
+    ) -> None:
+        self.form = form
+        self.store = store
+        self._blocks = blocks
+        self._chunk_elements = chunk_elements
+        self.resident: dict[int, Record] = {}
+        for block, decisions in zip(blocks, plan.blocks, strict=True):
+            if decisions.states is Tier.HOST and block.elements:
+                buffer = allocate_host(form.record_bytes(block.elements), pin=pin)
+                self.resident[block.index] = form.open_record(buffer, block.elements)
+        self._move_resident(store.read)
+
+    def chunks(self, block: int) -> tuple[Chunk, ...]:
+        """The chunks of one block."""
+        return self._blocks[block].chunks(self._chunk_elements)
+
+    def read(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> None:
+        """Read a chunk's slice of the named vectors from the drives."""
+        wait_all(self._transfers(self.store.read, block, chunk, record, names))
+
+    def write(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> None:
+        """Write a chunk's slice of the named vectors to the drives."""
+        wait_all(self._transfers(self.store.write, block, chunk, record, names))
+
+    def read_weights(self, block: int, chunk: Chunk, buffer: Tensor) -> None:
+        """Read a chunk of compute weights into a uint8 buffer."""
+        offset, length = self.form.weights.chunk_range(chunk)
+        self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length]).wait()
+
+    def write_resident(self) -> None:
+        """Write every block that lives in host memory to the store."""
+        self._move_resident(self.store.write)
+
+    def parameters(self, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+        """Yield each block's parameters by name, from the master weights, in ``dtype``. One block is held at a time."""
+        scratch = allocate_host(self.form.states[0].extent_bytes(self._chunk_elements), pin=False)
+        for block in self._blocks:
+            flat = torch.empty(block.elements, dtype=dtype)
+            for chunk, master in self._masters(block.index, scratch):
+                flat[chunk.start : chunk.stop].copy_(master)
+            yield {slot.name: flat[slot.offset : slot.stop].view(slot.shape) for slot in block.slots}
+
+    def _masters(self, block: int, scratch: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
+        """Yield a block's master weights chunk by chunk; ``scratch`` is overwritten by the next one."""
+        for chunk in self.chunks(block):
+            if block in self.resident:
+                yield chunk, self.resident[block].values[MASTER][chunk.start : chunk.stop]
+            else:
+                offset, length = self.form.states[0].chunk_range(chunk)
+                self.store.read(extent_name(MASTER, block), offset, scratch[:length]).wait()
+                yield chunk, scratch[:length].view(torch.float32)[: chunk.elements]
+
+    def _move_resident(self, move: Move) -> None:
+        for block, record in self.resident.items():
+            for chunk in self.chunks(block):
+                transfers = []
+                for vector in self.form.vectors:
+                    offset, length = vector.chunk_range(chunk)
+                    piece = record.raw[vector.name][offset : offset + length]
+                    transfers.append(move(extent_name(vector.name, block), offset, piece))
+                wait_all(transfers)
+
+    def _transfers(self, move: Move, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> list[Transfer]:
+        transfers = []
+        for vector in self.form.vectors:
+            if vector.name in names:
+                offset, length = vector.chunk_range(chunk)
+                transfers.append(move(extent_name(vector.name, block), offset, record.raw[vector.name][:length]))
+        return transfers
+
+
+def wait_all(transfers: Sequence[Transfer]) -> None:
+    """Wait for every transfer, then raise the first failure: none may still own a buffer behind the caller's back."""
+    failure: BaseException | None = None
+    for transfer in transfers:
+        try:
+            transfer.wait()
+        except OSError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

@@ -1,0 +1,173 @@
+"""Gradients to host memory and states updated: the tasks of active gradient offloading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lohan_core.engine.buffers import Buffers
+from lohan_core.engine.gradients import Gradients
+from lohan_core.engine.states import MASTER, WEIGHTS, Record, States
+from lohan_core.engine.step import StepData
+from lohan_core.errors import LohanError
+from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
+from lohan_core.interfaces.storage import Storage
+from lohan_core.layout import BlockLayout, Chunk
+from lohan_core.memory import allocate_host
+from lohan_core.plan import Plan, Tier
+from lohan_core.schedule.task import Op, Slot, Task
+from lohan_core.states import StateVector
+
+__all__ = ["NonFiniteGradientError", "Updates", "clip_factor", "extent_for_gradients"]
+
+
+class NonFiniteGradientError(LohanError):
+    """The global gradient norm is not a finite number; nothing of the step was committed."""
+
+    exit_code = 1
+
+
+def extent_for_gradients(block: int) -> str:
+    """Name of the extent where a block's G16 waits for the global norm. Scratch: worth nothing after the step."""
+    return f"scratch/gradients.{block}"
+
+
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """Return what to multiply gradients by: as ``torch.nn.utils.clip_grad_norm_``, 1 when there is nothing to clip."""
+    if not max_norm:
+        return 1.0
+    return min(1.0, max_norm / (norm + 1e-6))
+
+
+class Updates:
+    """Moves gradients and states, and updates."""
+
+    data: StepData
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockLayout],
+        plan: Plan,
+        states: States,
+        gradients: Gradients,
+        buffers: Buffers,
+        optimizer: Optimizer,
+        storage: Storage,
+        *,
+        weight_decay: float,
+        max_grad_norm: float | None,
+        waits: bool,
+        pin: bool,
+    ) -> None:
+        self._blocks = blocks
+        self._states = states
+        self._gradients = gradients
+        self._buffers = buffers
+        self._optimizer = optimizer
+        self._storage = storage
+        self._weight_decay = weight_decay
+        self._max_grad_norm = max_grad_norm
+        self._dtype = states.form.dtypes[WEIGHTS]
+        self._waiting: dict[int, Tensor] = {}
+        for block, decisions in zip(blocks, plan.blocks, strict=True):
+            size = states.form.weights.extent_bytes(block.elements)
+            if waits and size and decisions.gradients is Tier.HOST:
+                self._waiting[block.index] = allocate_host(size, pin=pin).view(self._dtype)
+            elif waits and size:
+                storage.allocate(extent_for_gradients(block.index), size)
+        self.actions = {
+            Op.DOWNLOAD_GRADIENT: self.download,
+            Op.SPILL_GRADIENT: self.spill,
+            Op.FETCH_GRADIENT: self.fetch,
+            Op.NORM: self.norm,
+            Op.READ_STATES: self.read,
+            Op.UPDATE: self.update,
+            Op.WRITE_STATES: self.write,
+        }
+
+    def download(self, task: Task) -> None:
+        """d2h: a chunk of G16 into its host slot, or to where it waits."""
+        chunk = self._chunk(task)
+        slot = next(slot for slot in task.touches if slot.pool.endswith("gradients"))
+        source = self._gradients.chunk(slot, chunk.start, chunk.stop)
+        self._host_gradient(task, chunk).copy_(source, non_blocking=True)
+
+    def spill(self, task: Task) -> None:
+        """ssd_write: a chunk of G16 that waits on the drives."""
+        offset, buffer = self._gradient_bytes(task)
+        self._storage.write(extent_for_gradients(task.block), offset, buffer).wait()
+
+    def fetch(self, task: Task) -> None:
+        """ssd_read: the same, back."""
+        offset, buffer = self._gradient_bytes(task)
+        self._storage.read(extent_for_gradients(task.block), offset, buffer).wait()
+
+    def norm(self, task: Task) -> None:
+        """cpu: the global norm of all gradients, and the factor that clips it."""
+        del task
+        data = self.data
+        data.gradient_norm = math.sqrt(sum(float(data.norms[block]) ** 2 for block in sorted(data.norms)))
+        if not math.isfinite(data.gradient_norm):
+            raise NonFiniteGradientError(
+                f"step {data.step}: the gradient norm is {data.gradient_norm}; the last finished step is intact; lower "
+                "optimizer.lr, or look at the data of this step"
+            )
+        data.gradient_factor = clip_factor(data.gradient_norm, self._max_grad_norm)
+
+    def read(self, task: Task) -> None:
+        """ssd_read: a chunk's P32 and OS32."""
+        chunk = self._chunk(task)
+        names = [vector.name for vector in self._states.form.states]
+        self._states.read(task.block, chunk, self._record(task, chunk), names)
+
+    def update(self, task: Task) -> None:
+        """cpu: one chunk, in spans of equal hyperparameters."""
+        chunk = self._chunk(task)
+        gradient = self._host_gradient(task, chunk)
+        resident = self._states.resident.get(task.block)
+        record, base = (resident, 0) if resident is not None else (self._record(task, chunk), chunk.start)
+        form = self._states.form
+        for start, stop, decays in self._blocks[task.block].spans(chunk):
+            values = record.slice(start - base, stop - base, form.vectors)
+            self._optimizer.update(
+                values.pop(MASTER),
+                {field.name: values[field.name] for field in form.fields},
+                gradient[start - chunk.start : stop - chunk.start],
+                values[WEIGHTS],
+                Hyperparameters(
+                    step=self.data.step,
+                    lr=self.data.lr,
+                    weight_decay=self._weight_decay if decays else 0.0,
+                    gradient_factor=self.data.gradient_factor,
+                ),
+            )
+
+    def write(self, task: Task) -> None:
+        """ssd_write: a chunk's P32, OS32 and fresh P16."""
+        chunk = self._chunk(task)
+        names = [vector.name for vector in self._states.form.vectors]
+        self._states.write(task.block, chunk, self._record(task, chunk), names)
+
+    def _chunk(self, task: Task) -> Chunk:
+        return self._states.chunks(task.block)[task.chunk]
+
+    def _record(self, task: Task, chunk: Chunk) -> Record:
+        return self._states.form.open_record(self._buffers.slot("records", task.slot("records")), chunk.elements)
+
+    def _host_gradient(self, task: Task, chunk: Chunk) -> Tensor:
+        """View a chunk's G16 in host memory: in the slot that the task touches, or where the block's gradients wait."""
+        slot = self._chunk_slot(task)
+        if slot is None:
+            return self._waiting[task.block][chunk.start : chunk.stop]
+        return self._buffers.slot(slot.pool, slot.index).view(self._dtype)[: chunk.elements]
+
+    def _gradient_bytes(self, task: Task) -> tuple[int, Tensor]:
+        vector: StateVector = self._states.form.weights
+        offset, length = vector.chunk_range(self._chunk(task))
+        return offset, self._buffers.slot("gradient_chunks", task.slot("gradient_chunks"))[:length]
+
+    @staticmethod
+    def _chunk_slot(task: Task) -> Slot | None:
+        return next((slot for slot in task.touches if slot.pool == "gradient_chunks"), None)

@@ -1,0 +1,70 @@
+"""Weights to the GPU: the tasks that fetch and upload P16, and the views that compute uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lohan_core.engine.buffers import Buffers
+from lohan_core.engine.states import WEIGHTS, States
+from lohan_core.layout import BlockLayout
+from lohan_core.schedule.task import Op, Slot, Task
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """Moves P16 and views it."""
+
+    def __init__(self, blocks: Sequence[BlockLayout], states: States, buffers: Buffers, dtype: torch.dtype) -> None:
+        self._blocks = blocks
+        self._states = states
+        self._buffers = buffers
+        self._dtype = dtype
+        self._views: dict[tuple[int, Slot], dict[str, Tensor]] = {}
+        self.actions = {Op.FETCH_WEIGHTS: self.fetch, Op.UPLOAD_WEIGHTS: self.upload}
+
+    def fetch(self, task: Task) -> None:
+        """ssd_read: a chunk of P16 into its host slot."""
+        chunk = self._states.chunks(task.source)[task.chunk]
+        self._states.read_weights(task.source, chunk, self._buffers.slot("staging", task.slot("staging")))
+
+    def upload(self, task: Task) -> None:
+        """h2d: a staged chunk, or a resident block whole, into the device slot."""
+        device_slot = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+        target = self._flat(device_slot)[self._offset(task.block, task.source) :]
+        if task.chunk < 0:
+            source = self._states.resident[task.source].values[WEIGHTS]
+            target[: source.numel()].copy_(source, non_blocking=True)
+            return
+        chunk = self._states.chunks(task.source)[task.chunk]
+        staged = self._buffers.slot("staging", task.slot("staging")).view(self._dtype)[: chunk.elements]
+        target[chunk.start : chunk.stop].copy_(staged, non_blocking=True)
+
+    def views(self, task: Task) -> Mapping[str, Tensor]:
+        """Return the block's parameters by name, as leaves that require grad, in the slot that the task touches."""
+        slot = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+        key = task.block, slot
+        if key not in self._views:
+            block, flat = self._blocks[task.block], self._flat(slot)
+            parameters = [(entry.name, 0, entry) for entry in block.slots]
+            parameters += [(entry.name, self._offset(task.block, entry.owner), entry.slot) for entry in block.borrowed]
+            self._views[key] = {
+                name: flat[base + entry.offset : base + entry.stop].view(entry.shape).requires_grad_()
+                for name, base, entry in parameters
+            }
+        return self._views[key]
+
+    def _flat(self, slot: Slot) -> Tensor:
+        return self._buffers.slot(slot.pool, slot.index).view(self._dtype)
+
+    def _offset(self, block: int, source: int) -> int:
+        """Where the weights of ``source`` begin in the slot of ``block``: its own first, then those it borrows."""
+        offset = 0
+        for index in (block, *sorted({entry.owner for entry in self._blocks[block].borrowed})):
+            if index == source:
+                return offset
+            offset += self._blocks[index].elements
+        raise ValueError(f"block {block} does not use the weights of block {source}")

@@ -1,0 +1,105 @@
+"""``evaluate``: the one grader of every plan. It says if a plan fits and how long its step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from lohan_core.errors import PlanError
+from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.profile import Profile
+from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.simulate import simulate
+from lohan_core.schedule.task import Lane
+from lohan_core.units import format_bytes
+
+__all__ = ["Evaluation", "Shortfall", "check_plan", "evaluate", "require_feasible"]
+
+_REMEDIES = {
+    Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu",
+    Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
+    Tier.SSD: "free space, add storage.directories, or set run.durability: none",
+}
+
+
+@frozen(kw_only=True)
+class Shortfall:
+    """A tier on which a plan needs more than the budget."""
+
+    tier: Tier
+    needed_bytes: int
+    available_bytes: int
+
+    def __str__(self) -> str:
+        missing = self.needed_bytes - self.available_bytes
+        return (
+            f"the plan needs {format_bytes(self.needed_bytes)} on {self.tier}, {format_bytes(missing)} more than the "
+            f"{format_bytes(self.available_bytes)} there are; {_REMEDIES[self.tier]}"
+        )
+
+
+@frozen(kw_only=True)
+class Evaluation:
+    """A plan's grade: the predicted step, what each lane does in it, and the bytes it takes on each tier."""
+
+    seconds: float
+    busy_seconds: Mapping[Lane, float]
+    peak_bytes: Mapping[Tier, int]
+    shortfalls: tuple[Shortfall, ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the plan fits on every tier."""
+        return not self.shortfalls
+
+
+def check_plan(plan: Plan, profile: Profile) -> None:
+    """Check that a plan is one for this model.
+
+    Raises:
+        PlanError: it has another number of blocks, or keeps a candidate that its block has not.
+    """
+    if len(plan.blocks) != len(profile.blocks):
+        raise PlanError(
+            f"planner {plan.planner!r}: {len(plan.blocks)} blocks planned, the model has {len(profile.blocks)}"
+        )
+    for block, decisions in zip(profile.blocks, plan.blocks, strict=True):
+        unknown = set(decisions.keep) - {candidate.index for candidate in block.candidates}
+        if unknown:
+            raise PlanError(f"planner {plan.planner!r}: block {block.name} has no candidate {min(unknown)}")
+
+
+def evaluate(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Evaluation:
+    """Grade a plan by simulating the schedule that would carry it out.
+
+    Raises:
+        PlanError: the plan is not one for this model.
+    """
+    check_plan(plan, profile)
+    schedule = build_schedule(plan, profile, workload)
+    timeline = simulate(schedule, profile.machine)
+    available = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
+    peak = {tier: schedule.bytes_on(tier) for tier in Tier}
+    return Evaluation(
+        seconds=timeline.seconds,
+        busy_seconds=timeline.busy_seconds(),
+        peak_bytes=peak,
+        shortfalls=tuple(
+            Shortfall(tier=tier, needed_bytes=peak[tier], available_bytes=available[tier])
+            for tier in Tier
+            if peak[tier] > available[tier]
+        ),
+    )
+
+
+def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:
+    """Return the plan if it fits.
+
+    Raises:
+        PlanError: it does not; names tier, bytes missing and remedy.
+    """
+    shortfalls = evaluate(plan, profile, workload, budget).shortfalls
+    if shortfalls:
+        raise PlanError(f"planner {plan.planner!r}: " + "; ".join(str(shortfall) for shortfall in shortfalls))
+    return plan

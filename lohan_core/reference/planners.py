@@ -1,0 +1,72 @@
+"""Two plans without a choice: keep nothing, and keep everything. The oracles of the planners that choose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from lohan_core.interfaces.planner import Planner, PlannerBackend
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
+
+if TYPE_CHECKING:
+    from lohan_core.profile import BlockProfile, Profile
+
+__all__ = ["KEEP_ALL", "KEEP_NOTHING", "ReferencePlannerConfig"]
+
+
+@frozen(kw_only=True)
+class ReferencePlannerConfig:
+    """Where things wait; the planner itself decides only what is kept.
+
+    Attributes:
+        states: Where weights and optimizer states live: `ssd` or `host`.
+        inputs: Where each block's input waits for backward: `gpu`, `host` or `ssd`.
+        candidates: Where `keep_all` puts the operators' outputs: `gpu`, `host` or `ssd`.
+    """
+
+    states: Tier = Tier.SSD
+    inputs: Tier = Tier.HOST
+    candidates: Tier = Tier.GPU
+
+
+class _ReferencePlanner(Planner):
+    def __init__(self, config: ReferencePlannerConfig, name: str, *, keeps: bool) -> None:
+        self._config = config
+        self._name = name
+        self._keeps = keeps
+
+    def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
+        """Make the one plan there is, or raise PlanError if it does not fit."""
+        from lohan_core.evaluate import require_feasible
+
+        plan = Plan(planner=self._name, blocks=tuple(self._decide(block) for block in profile.blocks))
+        return require_feasible(plan, profile, workload, budget)
+
+    def _decide(self, block: BlockProfile) -> BlockPlan:
+        config = self._config
+        kept = {c.index: config.candidates for c in block.candidates} if self._keeps else {}
+        return BlockPlan(states=config.states, inputs=config.inputs, keep=kept, gradients=config.states)
+
+
+def _open_keep_nothing(config: ReferencePlannerConfig) -> Planner:
+    return _ReferencePlanner(config, "keep_nothing", keeps=False)
+
+
+def _open_keep_all(config: ReferencePlannerConfig) -> Planner:
+    return _ReferencePlanner(config, "keep_all", keeps=True)
+
+
+KEEP_NOTHING: PlannerBackend = PlannerBackend(
+    name="keep_nothing",
+    summary="keeps block inputs only and recomputes every operator",
+    config=ReferencePlannerConfig,
+    open=_open_keep_nothing,
+)
+
+KEEP_ALL: PlannerBackend = PlannerBackend(
+    name="keep_all",
+    summary="keeps every operator's output and recomputes nothing",
+    config=ReferencePlannerConfig,
+    open=_open_keep_all,
+)
