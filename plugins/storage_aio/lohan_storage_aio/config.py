@@ -52,7 +52,7 @@ class AioConfig:
     """
 
     directories: tuple[Path, ...] = ()
-    engine: EngineName = EngineName.AUTO
+    engine: EngineName = field(default=EngineName.AUTO, converter=EngineName)
     stripe_bytes: Bytes = field(default=Bytes(1 << 20), validator=_whole_pages)
     queue_depth: int = field(default=32, validator=and_(ge(1), le(1024)))
     direct: bool = True

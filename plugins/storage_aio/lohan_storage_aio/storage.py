@@ -102,6 +102,11 @@ class AioStorage(Storage):
             self.close()
             raise
 
+    @property
+    def engine(self) -> str:
+        """Name of the engine in use."""
+        return str(self._choice.name)
+
     def extents(self) -> Mapping[str, int]:
         """Sizes in bytes by name: a view that follows allocate and free."""
         return MappingProxyType(self._sizes)

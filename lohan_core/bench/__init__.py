@@ -1,0 +1,1 @@
+"""Measurements of backends beside what else does the same work."""
