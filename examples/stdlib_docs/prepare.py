@@ -1,46 +1,79 @@
 """Make everything that the example needs: data, a tokenizer, and a small model with random weights.
 
-    python prepare.py --out build
-
-Writes ``OUT/train.jsonl``, ``OUT/eval.jsonl`` and ``OUT/model/``. The same Python makes the same bytes again.
+Collects the docstrings of the Python standard library that runs this script, and writes
+``data/train.jsonl``, ``data/eval.jsonl`` and ``model/``. The same Python makes the same bytes again.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from collect import Example, collect, standard_library
+HERE = Path(__file__).resolve().parent
 
-VOCABULARY = 2048
-END = "<|end|>"
-PAD = "<|pad|>"
+LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "site-packages", "dist-packages", "lib2to3", "pydoc_data"}
+"""Folders of the standard library with other people's code, or with code that documents nothing."""
+
+ONE_IN = 40
+"""One in so many examples is kept for evaluation."""
+
+VOCABULARY = 1024
+LONGEST = 256
+"""Tokens that the model can take at once."""
+END, PAD = "<|end|>", "<|pad|>"
 
 
-def main() -> None:
-    """Run the three steps, and say what each made."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to; made if missing")
-    parser.add_argument("--source", type=Path, default=standard_library(), help="default: %(default)s")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+class Example(NamedTuple):
+    """``prompt`` is the first line of a definition below the name of its module, ``completion`` its docstring."""
 
-    examples = collect(options.source)
-    train = [example for example in examples if not example.is_for_evaluation]
-    held_out = [example for example in examples if example.is_for_evaluation]
-    if not train or not held_out:
-        parser.exit(2, f"error: {options.source}: has too few functions with docstrings\n")
-    for name, part in (("train", train), ("eval", held_out)):
-        path = options.out / f"{name}.jsonl"
-        write_lines(path, part)
-        print(f"{path}: {len(part):,} docstrings")
+    prompt: str
+    completion: str
 
-    model = options.out / "model"
-    make_tokenizer(train, model)
-    print(f"{model}: a tokenizer of {VOCABULARY:,} tokens")
-    print(f"{model}: a Llama of {make_model(model):,} parameters, random")
+    @property
+    def is_for_evaluation(self) -> bool:
+        """Decided by the example alone, so that adding others moves none from one side to the other."""
+        digest = hashlib.sha256(f"{self.prompt}{self.completion}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % ONE_IN == 0
+
+
+def collect(folder: Path) -> list[Example]:
+    """All examples below ``folder``, always in the same order, each once."""
+    examples: dict[Example, None] = {}
+    for path in sorted(folder.rglob("*.py")):
+        relative = path.relative_to(folder)
+        if LEFT_OUT.isdisjoint(relative.parts):
+            module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+            examples.update(dict.fromkeys(examples_in(path.read_bytes(), module)))
+    return list(examples)
+
+
+def examples_in(source: bytes, module: str) -> Iterator[Example]:
+    """Examples of one file; none if it is not valid Python, as some files that tests are made of."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            docstring = (ast.get_docstring(node) or "").strip()
+            if docstring:
+                yield Example(f"# {module}\n{header(node)}\n", f'    """{docstring}"""')
+
+
+def header(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    """The first line of a definition, without decorators."""
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(ast.unparse(base) for base in node.bases)
+        return f"class {node.name}({bases}):" if bases else f"class {node.name}:"
+    keyword = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"{keyword} {node.name}({ast.unparse(node.args)}){returns}:"
 
 
 def write_lines(path: Path, examples: Iterable[Example]) -> None:
@@ -73,12 +106,12 @@ def make_model(folder: Path) -> int:
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
+        hidden_size=192,
+        intermediate_size=512,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=LONGEST,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=1,
@@ -87,6 +120,29 @@ def make_model(folder: Path) -> int:
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return int(model.num_parameters())
+
+
+def main() -> None:
+    """Run the steps, and say what each made."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = Path(sysconfig.get_paths()["stdlib"])
+    parser.add_argument("--out", type=Path, default=HERE, help="default: %(default)s")
+    parser.add_argument("--source", type=Path, default=source, help="folder of Python files; default: %(default)s")
+    options = parser.parse_args()
+
+    examples = collect(options.source)
+    train = [example for example in examples if not example.is_for_evaluation]
+    held_out = [example for example in examples if example.is_for_evaluation]
+    if not train or not held_out:
+        parser.exit(2, f"error: {options.source}: has too few definitions with docstrings\n")
+    data, model = options.out / "data", options.out / "model"
+    data.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", train), ("eval", held_out)):
+        path = data / f"{name}.jsonl"
+        write_lines(path, part)
+        print(f"{path}: {len(part):,} docstrings")
+    make_tokenizer(train, model)
+    print(f"{model}: a tokenizer of {VOCABULARY:,} tokens, and a Llama of {make_model(model):,} random parameters")
 
 
 if __name__ == "__main__":

@@ -14,19 +14,20 @@ from lohan_core.errors import DataError
 
 __all__ = ["encode_chat", "tokens_in_spans"]
 
+_PLACEHOLDER = "PLACEHOLDER0OF0THE0ASSISTANTS0WORDS"
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def encode_chat(tokenizer: Tokenizer, sample: ChatSample) -> tuple[list[int], list[bool]]:
     """Tokens of a conversation, and for each whether it is the assistant's.
 
-    A template that marks the assistant's words with ``{% generation %}`` is taken at its word. Else a turn is what the
-    assistant's message adds to the conversation so far, from the end of the generation prompt to the end of the turn,
-    end-of-turn marks included: what the model will have to say itself.
+    A template that marks the assistant's words with ``{% generation %}`` is taken at its word. Else a turn reaches from
+    the end of the generation prompt to the end of the turn, end-of-turn marks included: what the model will have to
+    say itself.
 
     Raises:
         DataError: the tokenizer has no chat template, the template refuses the conversation, or it is unmarked and
-            renders a turn differently once others follow, so that the turns cannot be told apart.
+            renders turns so that they cannot be told apart.
     """
     if not tokenizer.chat_template:
         raise DataError(f'{sample.where}: "messages" need a chat template, which the model\'s tokenizer does not have')
@@ -57,21 +58,37 @@ def tokens_in_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[in
 
 
 def _assistant_spans(tokenizer: Tokenizer, sample: ChatSample, whole: str) -> list[tuple[int, int]]:
-    spans = []
-    for number, message in enumerate(sample.messages):
-        if message["role"] != "assistant":
-            continue
-        # Templates may refuse to render nothing; then the assistant speaks first, from the very beginning.
-        asked = _apply(tokenizer, sample, sample.messages[:number], add_generation_prompt=True) if number else ""
-        answered = _apply(tokenizer, sample, sample.messages[: number + 1])
-        if not (answered.startswith(asked) and whole.startswith(answered)):
-            raise DataError(
-                f"{sample.where}: message {number + 1}: the chat template renders this turn differently when others "
-                "follow, so its tokens cannot be found; mark the assistant's words in the template with "
-                "{% generation %} … {% endgeneration %}"
-            )
-        spans.append((len(asked), len(answered)))
-    return spans
+    return [
+        _span(tokenizer, sample, whole, number)
+        for number, message in enumerate(sample.messages)
+        if message["role"] == "assistant"
+    ]
+
+
+def _span(tokenizer: Tokenizer, sample: ChatSample, whole: str, number: int) -> tuple[int, int]:
+    """Characters of ``whole`` that message ``number`` adds.
+
+    The turn begins where the generation prompt of the conversation so far ends. Its end cannot be found likewise:
+    templates may render a last turn otherwise than an earlier one (Qwen3 keeps only the last one's thoughts). So the
+    words are replaced by a placeholder: what follows it when the conversation ends there ends the turn.
+    """
+    messages, until = sample.messages, number + 1
+    placeholder = {**messages[number], "content": _PLACEHOLDER}
+    # Templates may refuse to render nothing; then the assistant speaks first, from the very beginning.
+    asked = _apply(tokenizer, sample, messages[:number], add_generation_prompt=True) if number else ""
+    _, found, end = _apply(tokenizer, sample, [*messages[:number], placeholder]).partition(_PLACEHOLDER)
+    _, found_too, rest = _apply(tokenizer, sample, [*messages[:number], placeholder, *messages[until:]]).partition(
+        _PLACEHOLDER
+    )
+    stop = len(whole) - len(rest) + len(end)
+    understood = found and found_too and whole.startswith(asked) and whole.endswith(rest) and rest.startswith(end)
+    if not understood or stop < len(asked):
+        raise DataError(
+            f"{sample.where}: message {number + 1}: the chat template renders this turn differently when others "
+            "follow, so its tokens cannot be found; mark the assistant's words in the template with "
+            "{% generation %} … {% endgeneration %}"
+        )
+    return len(asked), stop
 
 
 def _apply(tokenizer: Tokenizer, sample: ChatSample, messages: list[dict[str, Any]], **options: Any) -> Any:

@@ -65,7 +65,8 @@ def token_texts(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:
         context = [] if before is None else [before]
         known, whole = tokenizer.decode(context), tokenizer.decode([*context, token])
         text = whole.removeprefix(known)
-        if not text or _UNDECODABLE in text:  # a part of a character
+        is_part_of_character = not whole.startswith(known) or not text or _UNDECODABLE in text
+        if is_part_of_character:
             text = str(tokenizer.convert_ids_to_tokens(token))
         texts.append(text.replace("\n", "⏎\n"))
     return texts

@@ -18,6 +18,10 @@ MARKED = """\
 FORGETFUL = """\
 {%- for m in messages %}{% if loop.last or m.role != 'assistant' %}<{{ m.role }}>{{ m.content }}
 {% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+THOUGHTS = """\
+{%- for m in messages %}<{{ m.role }}>\
+{% if m.role == 'assistant' and loop.last %}(thinking){% endif %}{{ m.content | trim }}
+{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
 TOOLS = "{% for t in tools %}[{{ t.name }}]{% endfor %}" + PLAIN
 
 TALK = [
@@ -119,7 +123,33 @@ def test_tools_reach_the_template():
     assert learned(tokenizer, document) == "no\n"
 
 
-def test_turns_that_a_template_changes_later_are_refused():
+def test_a_template_may_render_the_last_turn_in_another_way():
+    tokenizer = byte_tokenizer(chat_template=THOUGHTS)
+    (document,) = encode(tokenizer, ChatSample("f:1", TALK, None))
+    whole = "<system>be brief\n<user>hé?\n<assistant>yes\n<user>so\n<assistant>(thinking)no\n"
+    assert tokenizer.decode(document.input_ids) == whole
+    assert learned(tokenizer, document) == "yes\n(thinking)no\n"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=5)), min_size=1, max_size=6)
+)
+def test_turns_of_any_conversation(turns):
+    tokenizer = _CHATTING
+    messages = [{"role": role, "content": words} for role, words in turns]
+    (document,) = encode(tokenizer, ChatSample("f:1", messages, None))
+    said = "".join(
+        f"{'' if number else '<assistant>'}{words}\n"
+        for number, (role, words) in enumerate(turns)
+        if role == "assistant"
+    )
+    assert learned(tokenizer, document) == said
+
+
+_CHATTING = byte_tokenizer(chat_template=PLAIN)
+
+
+def test_turns_that_a_template_leaves_out_later_are_refused():
     tokenizer = byte_tokenizer(chat_template=FORGETFUL)
     encode(tokenizer, ChatSample("f:3", TALK[:3], None))
     with pytest.raises(DataError, match=r"f:3: message 3: .* renders this turn differently .* \{% generation %\}"):
