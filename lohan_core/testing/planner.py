@@ -1,0 +1,274 @@
+"""Conformance suite for planners.
+
+A plugin's whole test file::
+
+    from lohan_core.testing.planner import PlannerSuite
+    from my_plugin import BACKEND
+
+
+    class TestMyPlanner(PlannerSuite):
+        backend = BACKEND
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, ClassVar
+
+import pytest
+from attrs import evolve, frozen
+
+from lohan_core.errors import PlanError
+from lohan_core.evaluate import Evaluation, evaluate
+from lohan_core.interfaces.planner import Planner, PlannerBackend
+from lohan_core.layout import BLOCK_ALIGNMENT
+from lohan_core.plan import Budget, Plan, Tier, Update, Workload
+from lohan_core.profile import BlockProfile, Candidate, Machine, Profile, Role
+from lohan_core.states import StateVector
+from lohan_core.testing.suite import ConformanceSuite
+
+__all__ = ["PROBLEMS", "PlannerSuite", "Problem", "example_profile"]
+
+_PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
+_FRACTIONS = (0.0, 0.3, 0.6, 0.9, 0.99)
+_ROUNDING = 1 + 1e-9
+
+
+def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidates: int = 5) -> Profile:
+    """Make a profile such as a transformer's on a workstation.
+
+    It has ``layers`` layers of ``width``, each with as many random ``candidates``, and a micro-batch of ``tokens``. The
+    seed also decides how fast the drives are, from slower than the GPU needs to faster; an odd one ties the head to the
+    embedding.
+    """
+    dice = random.Random(seed)  # noqa: S311  # reproducible dice, not secrets
+    flops_per_second = 50e12
+
+    def block(name: str, role: Role, elements: int, candidates: int) -> BlockProfile:
+        elements = -(-elements // BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
+        flops = 2.0 * elements * tokens
+        shares = sorted(dice.random() for _ in range(candidates))
+        return BlockProfile(
+            name=name,
+            role=role,
+            elements=elements,
+            input_bytes=2 * width * tokens,
+            flops=flops,
+            seconds=flops / flops_per_second,
+            transient_bytes=40 * width * tokens,
+            borrows=(0,) if role is Role.POSTLUDE and seed % 2 else (),
+            candidates=tuple(
+                Candidate(
+                    index=3 * number,
+                    operator="aten.mm.default",
+                    bytes=2 * width * tokens * dice.randint(1, 4),
+                    flops=flops * share / candidates,
+                    seconds=flops * share / candidates / flops_per_second,
+                )
+                for number, share in enumerate(shares)
+            ),
+        )
+
+    drives = dice.uniform(1e9, 20e9)
+    return Profile(
+        machine=Machine(
+            name="example",
+            gpu_flops_per_second=flops_per_second,
+            h2d_bytes_per_second=20e9,
+            d2h_bytes_per_second=20e9,
+            ssd_read_bytes_per_second=drives,
+            ssd_write_bytes_per_second=0.7 * drives,
+            ssd_mixed_bytes_per_second=1.1 * drives,
+            cpu_parameters_per_second=1e9,
+            gpu_bytes=24 * 2**30,
+            host_bytes=128 * 2**30,
+            ssd_bytes=2**40,
+        ),
+        micro_batch_size=1,
+        sequence_length=tokens,
+        weight_bytes=2,
+        states=tuple(StateVector(name=name, value_bytes=4) for name in ("master", "exp_avg", "exp_avg_sq")),
+        blocks=(
+            block("prelude", Role.PRELUDE, 1000 * width, 0),
+            *(block(f"layers.{number}", Role.LAYER, 12 * width * width, candidates) for number in range(layers)),
+            block("postlude", Role.POSTLUDE, 1000 * width, 1),
+        ),
+    )
+
+
+@frozen(kw_only=True)
+class Problem:
+    """What a planner is asked, without the budget."""
+
+    name: str
+    profile: Profile
+    workload: Workload
+
+
+def _problem(
+    *,
+    layers: int,
+    tokens: int,
+    micro_batches: int,
+    update: Update,
+    clips: bool,
+    versions: int,
+    seed: int,
+    candidates: int = 5,
+) -> Problem:
+    return Problem(
+        name=f"{layers} layers, {micro_batches} x {tokens} tokens, {update}{', clipped' if clips else ''}",
+        profile=example_profile(layers=layers, width=512, tokens=tokens, seed=seed, candidates=candidates),
+        workload=Workload(
+            micro_batches=micro_batches,
+            update=update,
+            clips=clips,
+            chunk_elements=256 * BLOCK_ALIGNMENT,
+            versions=versions,
+        ),
+    )
+
+
+PROBLEMS = tuple(
+    _problem(
+        layers=layers, tokens=tokens, micro_batches=micro, update=update, clips=clips, versions=versions, seed=seed
+    )
+    for seed, (layers, tokens, micro, update, clips, versions) in enumerate(
+        [
+            (1, 2**10, 1, Update.OPTIMIZED, False, 1),
+            (2, 2**14, 1, Update.SERIAL, True, 2),
+            (4, 2**15, 3, Update.OPTIMIZED, True, 2),
+            (5, 2**15, 2, Update.NAIVE, False, 2),
+            (8, 2**10, 1, Update.OPTIMIZED, False, 2),
+        ]
+    )
+)
+"""Small problems in which tiers, drives and updates weigh differently."""
+
+_TINY = _problem(
+    layers=1, tokens=2**15, micro_batches=2, update=Update.OPTIMIZED, clips=False, versions=2, seed=0, candidates=2
+)
+"""So small that every choice can be tried."""
+
+
+class PlannerSuite(ConformanceSuite):
+    """What every planner does. Plans are graded by :func:`lohan_core.evaluate.evaluate` alone.
+
+    ``claims_optimal``: whether no other choice of kept candidates and their tiers, all else being as the planner put
+    it, gives a shorter step on a small problem.
+    """
+
+    backend: ClassVar[PlannerBackend]
+    claims_optimal: ClassVar[bool] = False
+
+    @pytest.fixture
+    def config(self) -> Any:
+        """Give the config to open the backend with."""
+        return self.backend.config()
+
+    @pytest.fixture
+    def planner(self, config: Any) -> Planner:
+        """Give an open planner."""
+        return self.backend.open(config)
+
+    @pytest.fixture(params=PROBLEMS, ids=lambda problem: problem.name)
+    def problem(self, request: pytest.FixtureRequest) -> Problem:
+        """Give one problem after the other."""
+        problem: Problem = request.param
+        return problem
+
+    def test_is_usable_here(self) -> None:
+        """The suite runs where the backend works."""
+        assert self.backend.probe() is None
+
+    def test_plans_for_the_model_at_hand(self, planner: Planner, problem: Problem) -> None:
+        """A plan names its planner, and decides for every block about candidates that the block has."""
+        plan = planner.plan(problem.profile, _PLENTY, problem.workload)
+        assert plan.planner == self.backend.name
+        assert _grade(plan, problem, _PLENTY).seconds > 0
+
+    def test_is_deterministic(self, planner: Planner, config: Any, problem: Problem) -> None:
+        """The same arguments give the same plan, from the same planner and from another."""
+        plans = [
+            p.plan(problem.profile, _PLENTY, problem.workload) for p in (planner, planner, self.backend.open(config))
+        ]
+        assert plans[1] == plans[0], "planning again gave another plan"
+        assert plans[2] == plans[0], "another planner of the same config gave another plan"
+
+    @pytest.mark.parametrize("tier", Tier, ids=str)
+    def test_a_plan_fits_or_none_is_made(self, planner: Planner, problem: Problem, tier: Tier) -> None:
+        """With less and less of a tier, every plan fits what there is; where none does, PlanError says so."""
+        needed = _grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[tier]
+        for fraction in _FRACTIONS:
+            budget = _with(_PLENTY, tier, int(needed * fraction))
+            try:
+                plan = planner.plan(problem.profile, budget, problem.workload)
+            except PlanError:
+                continue
+            shortfalls = _grade(plan, problem, budget).shortfalls
+            assert not shortfalls, f"with {fraction} of {tier}: {shortfalls[0]}"
+
+    def test_what_its_plan_takes_is_enough(self, planner: Planner, problem: Problem) -> None:
+        """With exactly the bytes that its own plan takes there is a plan: that one."""
+        plan = planner.plan(problem.profile, _PLENTY, problem.workload)
+        first = _grade(plan, problem, _PLENTY)
+        peak = first.peak_bytes
+        enough = Budget(gpu_bytes=peak[Tier.GPU], host_bytes=peak[Tier.HOST], ssd_bytes=peak[Tier.SSD])
+        again = _grade(planner.plan(problem.profile, enough, problem.workload), problem, enough)
+        assert again.feasible
+        assert again.seconds <= first.seconds * _ROUNDING, "with what its plan takes it made a slower one"
+
+    @pytest.mark.parametrize("tier", Tier, ids=str)
+    def test_a_larger_budget_is_no_worse(self, planner: Planner, problem: Problem, tier: Tier) -> None:
+        """With more of a tier, the predicted step is no longer."""
+        needed = _grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[tier]
+        shortest = None
+        for size in (*(int(needed * fraction) for fraction in (*_FRACTIONS, 1.0, 2.0)), 2**50):
+            budget = _with(_PLENTY, tier, size)
+            try:
+                plan = planner.plan(problem.profile, budget, problem.workload)
+            except PlanError:
+                assert shortest is None, f"no plan with {size} bytes of {tier}, but one with less"
+                continue
+            seconds = _grade(plan, problem, budget).seconds
+            assert shortest is None or seconds <= shortest * _ROUNDING, f"a longer step with {size} bytes of {tier}"
+            shortest = seconds
+        assert shortest is not None
+
+    def test_raises_when_nothing_fits(self, planner: Planner, problem: Problem) -> None:
+        """Without any memory there is no plan, and the message is one line that names a tier."""
+        with pytest.raises(PlanError, match=r"^.*\b(gpu|host|ssd)\b.*\Z"):
+            planner.plan(problem.profile, Budget(gpu_bytes=0, host_bytes=0, ssd_bytes=0), problem.workload)
+
+    def test_is_optimal_where_it_claims_so(self, planner: Planner) -> None:
+        """No other choice of kept candidates gives a shorter step: all of them are tried."""
+        if not self.claims_optimal:
+            pytest.skip("this planner does not claim to be optimal")
+        plan = planner.plan(_TINY.profile, _PLENTY, _TINY.workload)
+        grades = [_grade(other, _TINY, _PLENTY) for other in _every_choice(plan, _TINY.profile)]
+        sizes = [grade.peak_bytes[Tier.GPU] for grade in grades]
+        for size in (min(sizes), (min(sizes) + max(sizes)) // 2, max(sizes)):
+            budget = _with(_PLENTY, Tier.GPU, size)
+            seconds = _grade(planner.plan(_TINY.profile, budget, _TINY.workload), _TINY, budget).seconds
+            best = min(grade.seconds for grade in grades if grade.peak_bytes[Tier.GPU] <= size)
+            assert seconds <= best * _ROUNDING, f"with {size} bytes its step takes {seconds} s, the best {best} s"
+
+
+def _grade(plan: Plan, problem: Problem, budget: Budget) -> Evaluation:
+    return evaluate(plan, problem.profile, problem.workload, budget)
+
+
+def _with(budget: Budget, tier: Tier, size_bytes: int) -> Budget:
+    return evolve(budget, **{f"{tier}_bytes": size_bytes})
+
+
+def _every_choice(plan: Plan, profile: Profile) -> Iterator[Plan]:
+    places = [(number, c.index) for number, block in enumerate(profile.blocks) for c in block.candidates]
+    for tiers in product((None, *Tier), repeat=len(places)):
+        keep: list[dict[int, Tier]] = [{} for _ in profile.blocks]
+        for (number, index), tier in zip(places, tiers, strict=True):
+            if tier is not None:
+                keep[number][index] = tier
+        yield evolve(plan, blocks=tuple(evolve(b, keep=k) for b, k in zip(plan.blocks, keep, strict=True)))
