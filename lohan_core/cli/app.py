@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import plugins, preview
+from lohan_core.cli import plugins, preview, train
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("plugins")(plugins.plugins)
 app.command("preview")(preview.preview)
+app.command("train")(train.train)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so

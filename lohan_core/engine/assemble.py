@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,13 +34,14 @@ from lohan_core.interfaces.storage import Storage
 from lohan_core.layout import round_up
 from lohan_core.model.cut import CutModel, cut_model
 from lohan_core.model.skeleton import build_skeleton, read_config
-from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
 from lohan_core.schedule.build import build_schedule, gradients_wait
 from lohan_core.schedule.task import Lane
 from lohan_core.states import chunk_alignment
 from lohan_core.store import Store, StoreDirectory
+from lohan_core.units import format_bytes
 from lohan_core.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["open_engine", "resolve_device"]
 
 SCRATCH_PREFIX = "scratch/"
-
-logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""
@@ -106,8 +104,6 @@ def open_engine(
             config, _Parts(model, checkpoint, store, storage, optimizer, form), profile, workload, chosen
         )
         on_failure.pop_all()
-    for line in (storage.describe(), optimizer.describe(), f"planner {chosen.planner}: {chosen.note or 'no note'}"):
-        logger.info(line)
     return engine
 
 
@@ -287,7 +283,11 @@ def _assemble(config: Config, parts: _Parts, profile: Profile, workload: Workloa
         profile=profile,
         workload=workload,
         schedule=schedule,
-        checkpoint_every=config.run.checkpoint_every,
+        description=(
+            f"storage: {parts.storage.describe()}",
+            f"optimizer: {parts.optimizer.describe()}",
+            f"plan: {plan.planner}; " + ", ".join(f"{format_bytes(schedule.bytes_on(t))} on {t}" for t in Tier),
+        ),
         seed=config.run.seed,
         checkpoint=parts.checkpoint,
         states=states,

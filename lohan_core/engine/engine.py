@@ -38,7 +38,7 @@ class StepResult:
     """What one step came to.
 
     ``loss`` is the mean over all predicted tokens of the batch, before the update; ``gradient_norm`` the global one,
-    before clipping. ``seconds`` includes making the step durable. Bytes are those that the storage moved in the step.
+    before clipping. Bytes are those that the storage moved in the step.
     """
 
     step: int
@@ -63,7 +63,8 @@ class Engine:
     profile: Profile
     workload: Workload
     schedule: Schedule
-    checkpoint_every: int
+    description: tuple[str, ...]
+    """What carries this run out, a line each: storage, optimizer, plan."""
     seed: int
     _checkpoint: Checkpoint
     _states: States
@@ -91,13 +92,12 @@ class Engine:
         """What the caller stored beside the last durable step."""
         return self._states.store.progress
 
-    def step(self, batch: Batch, *, lr: float, progress: Mapping[str, Any] | None = None) -> StepResult:
-        """Train on one batch; every ``checkpoint_every`` steps make the result durable.
+    def step(self, batch: Batch, *, lr: float) -> StepResult:
+        """Train on one batch. The result is what the next step begins from; :meth:`save` makes it durable.
 
         Args:
             batch: as many micro-batches as the workload has, of the shape that was profiled.
             lr: this step's learning rate.
-            progress: JSON values to store beside the states, for resuming.
 
         Raises:
             StorageError: a drive failed; the last durable step is intact.
@@ -116,8 +116,6 @@ class Engine:
         loss = data.loss
         self._states.store.finish_step()
         self._finished_step = step
-        if step % self.checkpoint_every == 0:
-            self.save(progress or {})
         read, written = self._storage.bytes_moved()
         return StepResult(
             step=step,
@@ -147,7 +145,7 @@ class Engine:
         return total / tokens
 
     def save(self, progress: Mapping[str, Any]) -> None:
-        """Make the last finished step durable, with ``progress`` beside it."""
+        """Make the last finished step durable, with ``progress``, JSON values for resuming, beside it."""
         if self._states.resident and self._finished_step != self.durable_step:
             self._states.write_resident()
             self._states.store.finish_step()

@@ -1,0 +1,217 @@
+"""``train``: a run from its config to the model at its end, or on from where it stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lohan_core.config import Config, dump_config
+from lohan_core.data import Batches, Dataset, evaluation_batches
+from lohan_core.data.run import open_run_dataset
+from lohan_core.engine import Engine, StepResult, open_engine
+from lohan_core.errors import ConfigError
+from lohan_core.interfaces.optimizer import OptimizerConfig
+from lohan_core.registry import Registry
+from lohan_core.train.learning_rate import learning_rate
+from lohan_core.train.metrics import Metrics
+from lohan_core.train.progress import RunProgress
+from lohan_core.train.stopping import StopRequest
+
+__all__ = ["train"]
+
+
+def train(config: Config, registry: Registry, console: Console) -> bool:
+    """Carry a run out, or on from its last durable step.
+
+    Args:
+        config: the run.
+        registry: where backends are found.
+        console: where progress is shown.
+
+    Returns:
+        True when the run is complete and its model written; False when a signal stopped it, with its state saved.
+
+    Raises:
+        LohanError: anything that the user can mend; the last durable step is intact.
+    """
+    with ExitStack() as stack:
+        _prepare_directory(config)
+        progress = stack.enter_context(RunProgress(console))
+        stop = stack.enter_context(StopRequest())
+        training = open_run_dataset(config, config.data.train)
+        progress.say(f"{config.data.train.name}: {training.report}")
+        evaluation = None
+        if config.data.eval is not None:
+            evaluation = open_run_dataset(config, config.data.eval)
+            progress.say(f"{config.data.eval.name}: {evaluation.report}")
+        batches = Batches(
+            dataset=training,
+            batch_size=config.run.batch_size,
+            micro_batch_size=config.run.micro_batch_size,
+            seed=config.run.seed,
+            shuffle=config.data.shuffle,
+        )
+        engine = stack.enter_context(
+            open_engine(
+                config,
+                batches[0],
+                registry=registry,
+                identity=_data_identity(config, training),
+                report=lambda what, done, total: progress.show(what, done, total),
+            )
+        )
+        _require_positions(config, engine)
+        for line in engine.description:
+            progress.say(line)
+        (config.run.dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        run = _Run(config, engine, batches, evaluation, progress)
+        stack.callback(run.metrics.close)
+        complete = run.to_the_end(stop)
+        if complete:
+            run.write_model()
+        else:
+            progress.say(
+                f"{stop.signal_name}: step {engine.finished_step} is saved; run the same command again to go on from it"
+            )
+        return complete
+
+
+class _Run:
+    """The loop's parts."""
+
+    def __init__(
+        self, config: Config, engine: Engine, batches: Batches, evaluation: Dataset | None, progress: RunProgress
+    ) -> None:
+        settings = config.optimizer.settings
+        assert isinstance(settings, OptimizerConfig)  # noqa: S101 - open_engine has checked it
+        self._config = config
+        self._settings = settings
+        self._engine = engine
+        self._batches = batches
+        self._evaluation = evaluation
+        self._progress = progress
+        self.metrics = Metrics(
+            config.run.dir / "metrics.jsonl",
+            step=engine.finished_step,
+            last=engine.progress.get("metrics"),
+            tensorboard=config.run.dir / "tensorboard" if config.run.tensorboard else None,
+        )
+        if engine.finished_step:
+            progress.say(f"resumed from step {engine.finished_step}")
+
+    def to_the_end(self, stop: StopRequest) -> bool:
+        """Train until the last step or a stop; what is done by then is durable either way."""
+        run, engine = self._config.run, self._engine
+        last_entry: Mapping[str, Any] = engine.progress
+        while True:
+            self._evaluate_if_due(stop)
+            if stop or engine.finished_step >= run.steps:
+                if engine.durable_step < engine.finished_step:
+                    engine.save(last_entry)
+                return engine.finished_step >= run.steps
+            last_entry = self._step()
+
+    def _step(self) -> Mapping[str, Any]:
+        run, engine = self._config.run, self._engine
+        began = time.perf_counter()
+        batch = self._batches[engine.finished_step]
+        lr = learning_rate(
+            engine.finished_step + 1,
+            steps=run.steps,
+            peak=self._settings.lr,
+            warmup_steps=self._settings.warmup_steps,
+            schedule=self._settings.schedule,
+        )
+        result = engine.step(batch, lr=lr)
+        progress = {"metrics": _entry(result, batch.tokens, time.perf_counter() - began)}
+        if result.step % run.checkpoint_every == 0 or result.step == run.steps:
+            engine.save(progress)
+        entry = _entry(result, batch.tokens, time.perf_counter() - began)
+        self.metrics.add(entry)
+        self._progress.step(
+            result.step, run.steps, f"loss {result.loss:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
+        )
+        return progress
+
+    def _evaluate_if_due(self, stop: StopRequest) -> None:
+        step, every = self._engine.finished_step, self._config.run.eval_every
+        due = step == self._config.run.steps or (every is not None and step % every == 0)
+        if self._evaluation is None or not due or step in self.metrics.evaluated or stop:
+            return
+        batches = evaluation_batches(
+            self._evaluation,
+            batch_size=self._config.run.batch_size,
+            micro_batch_size=self._config.run.micro_batch_size,
+        )
+        began = time.perf_counter()
+        loss = self._engine.evaluate(batches)
+        self.metrics.add({"step": step, "eval_loss": loss, "eval_seconds": time.perf_counter() - began})
+        self._progress.say(f"step {step}: evaluation loss {loss:.4f}")
+
+    def write_model(self) -> None:
+        """Write ``model/`` unless an earlier process did."""
+        out = self._config.run.dir / "model"
+        if not (out / "config.json").is_file():
+            self._engine.export(out, getattr(torch, self._config.run.dtype))
+        self._progress.say(f"the model is in {out}")
+
+
+def _entry(result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:
+    return {
+        "step": result.step,
+        "loss": result.loss,
+        "lr": result.lr,
+        "grad_norm": result.gradient_norm,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "storage_read_bytes": result.storage_read_bytes,
+        "storage_write_bytes": result.storage_write_bytes,
+    }
+
+
+def _prepare_directory(config: Config) -> None:
+    """Make the run directory, or find it writable.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    directory: Path = config.run.dir
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir: cannot make {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        raise ConfigError(f"run.dir: {directory} cannot be written; choose another or change its permissions")
+
+
+def _data_identity(config: Config, training: Dataset) -> dict[str, str]:
+    """What the order of the data depends on: resuming with other values would not go on with the same run."""
+    return {
+        "data.train": training.digest,
+        "data.shuffle": str(config.data.shuffle),
+        "run.batch_size": str(config.run.batch_size),
+        "run.seed": str(config.run.seed),
+    }
+
+
+def _require_positions(config: Config, engine: Engine) -> None:
+    """Packed rows are only kept apart by models that are told each token's position.
+
+    Raises:
+        ConfigError: this one is not.
+    """
+    model = engine.model.model
+    if config.data.packing and "position_ids" not in signature(model.forward).parameters:
+        raise ConfigError(
+            f"data.packing: {type(model).__name__} takes no position_ids, so packed samples would see each other; set "
+            "data.packing: false"
+        )

@@ -1,0 +1,72 @@
+"""The run's metrics: one JSON object per line, and TensorBoard events where asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from lohan_core.errors import ConfigError
+
+__all__ = ["Metrics", "read_metrics"]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+class Metrics:
+    """Appends to ``metrics.jsonl``.
+
+    A run that resumes drops what was written after the step it resumes from, and adds that step's line if a crash came
+    between the step's becoming durable and the line's being written.
+    """
+
+    def __init__(self, path: Path, *, step: int, last: Mapping[str, Any] | None, tensorboard: Path | None) -> None:
+        """Open the file for a run whose last durable step is ``step``, with ``last`` its line."""
+        entries = [entry for entry in read_metrics(path) if entry["step"] <= step]
+        steps = [entry["step"] for entry in entries if "loss" in entry]
+        if last is not None and (not steps or steps[-1] < step):
+            entries.append(dict(last))
+        self.evaluated = {entry["step"] for entry in entries if "eval_loss" in entry}
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        partial.replace(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._events = _open_events(tensorboard, purge_step=step + 1) if tensorboard else None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append one object; its ``step`` orders it."""
+        self._file.write(json.dumps(dict(entry)) + "\n")
+        self._file.flush()
+        if "eval_loss" in entry:
+            self.evaluated.add(entry["step"])
+        if self._events is not None:
+            for name, value in entry.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, entry["step"])
+            self._events.flush()
+
+    def close(self) -> None:
+        """Close the files. A second call does nothing."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_events(folder: Path, purge_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("run.tensorboard: tensorboard is not installed; pip install 'lohan[tensorboard]'") from error
+    return SummaryWriter(str(folder), purge_step=purge_step)
