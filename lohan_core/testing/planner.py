@@ -36,7 +36,7 @@ _FRACTIONS = (0.0, 0.3, 0.6, 0.9, 0.99)
 _ROUNDING = 1 + 1e-9
 
 
-def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidates: int = 5) -> Profile:
+def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidates: int = 3) -> Profile:
     """Make a profile such as a transformer's on a workstation.
 
     It has ``layers`` layers of ``width``, each with as many random ``candidates``, and a micro-batch of ``tokens``. The
@@ -116,7 +116,7 @@ def _problem(
     clips: bool,
     versions: int,
     seed: int,
-    candidates: int = 5,
+    candidates: int = 3,
 ) -> Problem:
     return Problem(
         name=f"{layers} layers, {micro_batches} x {tokens} tokens, {update}{', clipped' if clips else ''}",

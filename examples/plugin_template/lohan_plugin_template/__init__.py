@@ -1,0 +1,1 @@
+"""A storage and a planner for LoHan, to start your own from."""
