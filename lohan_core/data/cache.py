@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ def _build(target: Path, documents: Iterable[Document]) -> None:
 
 
 def _write(partial: Path, documents: Iterable[Document]) -> None:
-    offsets, first_learned, learned, splittable = [0], [], [], []
+    offsets, first_learned, learned, splittable = array("q", [0]), array("q"), array("q"), array("B")
     with (partial / "input_ids.i32").open("wb") as input_ids, (partial / "labels.i32").open("wb") as labels:
         for document in documents:
             input_ids.write(document.input_ids.astype(_TOKEN).tobytes())

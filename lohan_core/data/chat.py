@@ -33,7 +33,7 @@ def encode_chat(tokenizer: Tokenizer, sample: ChatSample) -> tuple[list[int], li
         raise DataError(f'{sample.where}: "messages" need a chat template, which the model\'s tokenizer does not have')
     if not tokenizer.is_fast:
         raise DataError(f'{sample.where}: "messages" need a fast tokenizer (one with a tokenizer.json)')
-    if _MARKED.search(tokenizer.get_chat_template(tools=sample.tools)):
+    if _MARKED.search(_template(tokenizer, sample)):
         encoded = _apply(tokenizer, sample, sample.messages, tokenize=True, return_assistant_tokens_mask=True)
         return list(encoded["input_ids"]), [bool(said) for said in encoded["assistant_masks"]]
     whole = _apply(tokenizer, sample, sample.messages)
@@ -89,6 +89,13 @@ def _span(tokenizer: Tokenizer, sample: ChatSample, whole: str, number: int) -> 
             "{% generation %} … {% endgeneration %}"
         )
     return len(asked), stop
+
+
+def _template(tokenizer: Tokenizer, sample: ChatSample) -> str:
+    try:
+        return str(tokenizer.get_chat_template(tools=sample.tools))
+    except ValueError as error:  # several templates, none of which is the default
+        raise DataError(f"{sample.where}: {str(error).splitlines()[0]}") from error
 
 
 def _apply(tokenizer: Tokenizer, sample: ChatSample, messages: list[dict[str, Any]], **options: Any) -> Any:

@@ -71,8 +71,8 @@ def read_samples(path: Path) -> Iterator[Sample]:
             first = first or sample
             if type(sample) is not type(first):
                 raise DataError(
-                    f"{sample.where}: is a {sample.kind} sample, but {first.where} is a {first.kind} sample; "
-                    "keep each kind in a file of its own"
+                    f"{sample.where}: holds {sample.kind}, but {first.where} holds {first.kind}; keep each kind in a "
+                    "file of its own"
                 )
             yield sample
     if first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
@@ -102,7 +103,7 @@ def best_fit(lengths: Iterable[int], capacity: int) -> Integers:
     """
     waiting: dict[int, deque[int]] = {}
     spaces: list[int] = []  # the keys of `waiting`, sorted
-    assigned: list[int] = []
+    assigned = array("q")
     rows = 0
     for length in map(int, lengths):
         at = bisect_left(spaces, length)

@@ -36,8 +36,8 @@ def load_tokenizer(model_path: Path | str, *, trust_remote_code: bool = False) -
             f"{model_path}: has no tokenizer that can be loaded ({reason[0]}); copy the model's tokenizer files there, "
             'or give the data as "input_ids"'
         ) from error
-    # Some classes load from a directory without any tokenizer file, with an empty vocabulary.
-    if not _bare(tokenizer, "a"):
+    # Some classes load from a directory without any tokenizer file, with special tokens for a vocabulary.
+    if set(_bare(tokenizer, "a 1 .")) <= set(tokenizer.all_special_ids):
         raise DataError(
             f"{model_path}: its tokenizer has an empty vocabulary; copy the model's tokenizer files there, or give the "
             'data as "input_ids"'

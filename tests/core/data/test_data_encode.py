@@ -162,6 +162,12 @@ def test_a_template_may_refuse():
         encode(tokenizer, ChatSample("f:3", TALK, None))
 
 
+def test_several_templates_need_a_default():
+    tokenizer = byte_tokenizer(chat_template={"one": PLAIN, "other": PLAIN})
+    with pytest.raises(DataError, match=r"f:3: .*default"):
+        encode(tokenizer, ChatSample("f:3", TALK, None))
+
+
 def test_messages_need_a_template():
     with pytest.raises(DataError, match=r"f:3: .* need a chat template"):
         encode(byte_tokenizer(), ChatSample("f:3", TALK, None))
