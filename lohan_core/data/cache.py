@@ -119,18 +119,22 @@ def _sync(folder: Path) -> None:
 
 
 def _map(target: Path) -> Tokens:
-    arrays = {name: np.load(target / f"{name}.npy", allow_pickle=False) for name in _DESCRIBED}
-    total = int(arrays["offsets"][-1])
-    return Tokens(
-        input_ids=_map_tokens(target / "input_ids.i32", total),
-        labels=_map_tokens(target / "labels.i32", total),
-        **arrays,
-    )
+    try:
+        arrays = {name: np.load(target / f"{name}.npy", allow_pickle=False) for name in _DESCRIBED}
+        total = int(arrays["offsets"][-1])
+        return Tokens(
+            input_ids=_map_tokens(target / "input_ids.i32", total),
+            labels=_map_tokens(target / "labels.i32", total),
+            **arrays,
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{target}: is damaged ({error}); delete this folder, it will be made again") from error
 
 
 def _map_tokens(path: Path, total: int) -> NDArray[np.int32]:
-    if path.stat().st_size != total * _TOKEN.itemsize:
-        raise DataError(f"{path}: is damaged; delete the folder {path.parent}, it will be made again")
+    size, wanted = path.stat().st_size, total * _TOKEN.itemsize
+    if size != wanted:
+        raise ValueError(f"{path.name} has {size} bytes, not {wanted}")
     if total == 0:  # nothing cannot be mapped
         return np.empty(0, dtype=_TOKEN)
     return np.memmap(path, dtype=_TOKEN, mode="r", shape=(total,))

@@ -197,12 +197,13 @@ def test_a_killed_build_is_swept_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "new"]
 
 
-def test_a_damaged_cache_is_refused(open_data, write_lines, tmp_path):
+@pytest.mark.parametrize("name", ["labels.i32", "offsets.npy"])
+def test_a_damaged_cache_is_refused(open_data, write_lines, tmp_path, name):
     path = write_lines(*ids([1, 2]))
     open_data(path)
-    (cached,) = (tmp_path / "cache").glob("*/labels.i32")
+    (cached,) = (tmp_path / "cache").glob(f"*/{name}")
     cached.write_bytes(b"1234")
-    with pytest.raises(DataError, match=r"labels.i32: is damaged; delete the folder"):
+    with pytest.raises(DataError, match=r"is damaged \(.*\); delete this folder"):
         open_data(path)
 
 
