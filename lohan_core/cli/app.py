@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import plugins, preview, train
+from lohan_core.cli import bench, plugins, preview, train
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
@@ -19,9 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bench.bench, name="bench")
 app.command("plugins")(plugins.plugins)
 app.command("preview")(preview.preview)
 app.command("train")(train.train)
+app.command("export")(export.export)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so

@@ -12,12 +12,12 @@ import attrs
 import cattrs
 from cattrs.errors import ForbiddenExtraKeysError, StructureHandlerNotFoundError
 
-from lohan_core.config.document import Document, KeyPath
+from lohan_core.config.document import Document, KeyPath, Origin
 from lohan_core.errors import ConfigError
 from lohan_core.suggest import choose_one_of
 from lohan_core.units import Bytes, parse_bytes, parse_number, parse_whole_number
 
-__all__ = ["Problems", "structure"]
+__all__ = ["Problems", "structure", "structure_values"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=attrs.AttrsInstance)
@@ -34,7 +34,7 @@ class Problems:
     def add(self, path: KeyPath, text: str) -> None:
         """Note that ``text`` is wrong with ``path``."""
         where = self._document.origin(path).text
-        self._found.append(f"{where}: {'.'.join(path)}: {text}")
+        self._found.append(": ".join(filter(None, [where, ".".join(path), text])))
 
     def raise_any(self) -> None:
         """Raise a ConfigError with a line per mistake, if there is any."""
@@ -79,6 +79,20 @@ def structure(
                 problems.add(here, f"its type {field.type} in {cls.__name__} cannot be read from a config file")
                 failed = True
     return None if failed else _construct(cls, arguments, path, problems)
+
+
+def structure_values(cls: type[A], values: Mapping[str, Any], source: str) -> A:
+    """Make a ``cls`` of plain values that never were in a file; ``source`` names them in errors.
+
+    Raises:
+        ConfigError: a line per mistake.
+    """
+    document = Document(dict(values), Origin(text=source, directory=Path.cwd()))
+    problems = Problems(document)
+    made = structure(cls, values, (), document, problems)
+    problems.raise_any()
+    assert made is not None  # noqa: S101  # structure() notes a problem whenever it returns None
+    return made
 
 
 def _attrs_class(type_: Any) -> type[attrs.AttrsInstance] | None:
