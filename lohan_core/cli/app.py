@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import bench, plugins, preview, train
+from lohan_core.cli import bench, export, plugins, preview, train
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
