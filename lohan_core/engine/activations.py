@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lohan_core.engine.buffers import Buffers, carve
-from lohan_core.engine.packing import INPUT, Packed, Packing, pack
+from lohan_core.engine.packing import INPUT, Packed, PackedOutput, Packing, pack
 from lohan_core.engine.step import Saved, StepData
 from lohan_core.interfaces.storage import Storage
 from lohan_core.memory import allocate_host
@@ -33,6 +33,7 @@ class Activations:
         self,
         packings: Sequence[Packing],
         micro_batches: int,
+        *,
         buffers: Buffers,
         storage: Storage,
         device: torch.device,
@@ -60,7 +61,8 @@ class Activations:
         """d2h: the block's input and kept outputs into their places in host memory."""
         packing = self._packings[task.block]
         saved = self.data.saved[task.block, task.micro_batch]
-        host, ssd = {}, {}
+        host: dict[int, PackedOutput] = {}
+        ssd: dict[int, PackedOutput] = {}
         for index in sorted(packing.leaves):
             kept = self._take(saved, index)
             if kept is None:

@@ -14,14 +14,17 @@ from lohan_core.weights import Checkpoint
 
 __all__ = ["fill_store"]
 
+DOING = "reading the model"
+
 
 def fill_store(
     store: Store,
     blocks: Sequence[BlockLayout],
     form: StateFormat,
     checkpoint: Checkpoint,
+    *,
     chunk_elements: int,
-    progress: Callable[[int, int], None],
+    report: Callable[[str, int, int], None],
 ) -> None:
     """Write every block's first states, and commit them as step 0. One block's masters are in memory at a time.
 
@@ -31,11 +34,11 @@ def fill_store(
         form: which vectors a block has.
         checkpoint: where the weights come from.
         chunk_elements: how much is written at once.
-        progress: called with (blocks done, blocks in all).
+        report: called with what is done, blocks done, and blocks in all.
     """
     buffer = allocate_host(form.record_bytes(chunk_elements), pin=False)
     for done, block in enumerate(blocks):
-        progress(done, len(blocks))
+        report(DOING, done, len(blocks))
         if not block.elements:
             continue
         masters = torch.empty(block.elements, dtype=torch.float32)
@@ -55,6 +58,6 @@ def fill_store(
                     for vector in form.vectors
                 ]
             )
-    progress(len(blocks), len(blocks))
+    report(DOING, len(blocks), len(blocks))
     store.finish_step()
     store.commit(0, {})

@@ -1,9 +1,9 @@
 """``execute``: a schedule carried out for real, one worker thread per lane.
 
 [Note: two kinds of finished] A task of a host lane is finished when its action returns. A task of a GPU lane (``gpu``,
-``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and *finished* when the event recorded behind it
-has passed. Between GPU lanes an event is waited for on the stream, so the host never waits; a host lane waits for the
-event itself. On a machine without a GPU every lane is a host lane.
+``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and *finished* when the event recorded behind
+it has passed. Between GPU lanes an event is waited for on the stream, so the host never waits; a host lane waits for
+the event itself. On a machine without a GPU every lane is a host lane.
 """
 
 from __future__ import annotations

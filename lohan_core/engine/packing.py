@@ -1,8 +1,8 @@
 """How a block's kept tensors lie in host memory: the plan's layout, and what was really put there.
 
-The layout is fixed by plan and profile before the run: one region for the host tier, one for the drives, each kept output
-at its own offset. What an operator really returns may differ where control flow depends on the data (experts): an
-output that is larger than its place is not sent, and backward recomputes it.
+The layout is fixed by plan and profile before the run: one region for the host tier, one for the drives, each kept
+output at its own offset. What an operator really returns may differ where control flow depends on the data (experts):
+an output that is larger than its place is not sent, and backward recomputes it.
 """
 
 from __future__ import annotations

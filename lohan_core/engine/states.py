@@ -16,7 +16,7 @@ from lohan_core.plan import Plan, Tier
 from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
 from lohan_core.store import Store
 
-__all__ = ["MASTER", "WEIGHTS", "StateFormat", "States", "extent_name"]
+__all__ = ["MASTER", "WEIGHTS", "Record", "StateFormat", "States", "extent_name", "parameters_in_store", "wait_all"]
 
 Move: TypeAlias = Callable[[str, int, Tensor], Transfer]
 """The store's read or write: extent, offset in bytes, buffer."""
@@ -140,22 +140,9 @@ class States:
 
     def parameters(self, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
         """Yield each block's parameters by name, from the master weights, in ``dtype``. One block is held at a time."""
-        scratch = allocate_host(self.form.states[0].extent_bytes(self._chunk_elements), pin=False)
-        for block in self._blocks:
-            flat = torch.empty(block.elements, dtype=dtype)
-            for chunk, master in self._masters(block.index, scratch):
-                flat[chunk.start : chunk.stop].copy_(master)
-            yield {slot.name: flat[slot.offset : slot.stop].view(slot.shape) for slot in block.slots}
-
-    def _masters(self, block: int, scratch: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
-        """Yield a block's master weights chunk by chunk; ``scratch`` is overwritten by the next one."""
-        for chunk in self.chunks(block):
-            if block in self.resident:
-                yield chunk, self.resident[block].values[MASTER][chunk.start : chunk.stop]
-            else:
-                offset, length = self.form.states[0].chunk_range(chunk)
-                self.store.read(extent_name(MASTER, block), offset, scratch[:length]).wait()
-                yield chunk, scratch[:length].view(torch.float32)[: chunk.elements]
+        return parameters_in_store(
+            self.store, self._blocks, self.form, self._chunk_elements, dtype, resident=self.resident
+        )
 
     def _move_resident(self, move: Move) -> None:
         for block, record in self.resident.items():
@@ -174,6 +161,38 @@ class States:
                 offset, length = vector.chunk_range(chunk)
                 transfers.append(move(extent_name(vector.name, block), offset, record.raw[vector.name][:length]))
         return transfers
+
+
+def parameters_in_store(
+    store: Store,
+    blocks: Sequence[BlockLayout],
+    form: StateFormat,
+    chunk_elements: int,
+    dtype: torch.dtype,
+    *,
+    resident: Mapping[int, Record] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Yield each block's parameters by name, from the master weights in the store; one block is held at a time.
+
+    Args:
+        store: where the masters are.
+        blocks: the model's layouts.
+        form: which vectors a block has.
+        chunk_elements: how much is read at once.
+        dtype: what is yielded.
+        resident: blocks whose masters are newer in host memory.
+    """
+    scratch = allocate_host(form.states[0].extent_bytes(chunk_elements), pin=False)
+    for block in blocks:
+        flat = torch.empty(block.elements, dtype=dtype)
+        if resident and block.index in resident:
+            flat.copy_(resident[block.index].values[MASTER])
+        else:
+            for chunk in block.chunks(chunk_elements):
+                offset, length = form.states[0].chunk_range(chunk)
+                store.read(extent_name(MASTER, block.index), offset, scratch[:length]).wait()
+                flat[chunk.start : chunk.stop].copy_(scratch[:length].view(torch.float32)[: chunk.elements])
+        yield {slot.name: flat[slot.offset : slot.stop].view(slot.shape) for slot in block.slots}
 
 
 def wait_all(transfers: Sequence[Transfer]) -> None:

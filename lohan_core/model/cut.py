@@ -1,16 +1,16 @@
 """Cutting a Hugging Face causal LM into blocks without code for any architecture.
 
 [Note: pass-through layers] The model's own forward is run with every decoder layer's ``forward`` replaced by one that
-records the arguments it receives and hands its input on. Stopped at the last layer, that run is the *prelude*: it yields
-the first hidden state and each layer's arguments. Run to the end with the true hidden state handed out by the last
-layer, it is the *postlude*: norm, head and loss, as the model defines them. Parameters that a run does not need are
-stood in for by zeros of stride 0, which take no memory; what is computed from them is thrown away.
+records the arguments it receives and hands its input on. Stopped at the last layer, that run is the *prelude*: it
+yields the first hidden state and each layer's arguments. Run to the end with the true hidden state handed out by the
+last layer, it is the *postlude*: norm, head and loss, as the model defines them. Parameters that a run does not need
+are stood in for by zeros of stride 0, which take no memory; what is computed from them is thrown away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -136,11 +136,8 @@ class CutModel:
                 raise _PreludeDone
             return (hidden,) if self._returns_tuple[position] else hidden
 
-        with _forwards_replaced(self._layers, record):
-            try:
-                functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
-            except _PreludeDone:
-                pass
+        with _forwards_replaced(self._layers, record), suppress(_PreludeDone):
+            functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
         return first[0], tuple(calls)
 
     def layer(self, block: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall) -> Tensor:
@@ -150,7 +147,8 @@ class CutModel:
         local = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
         args, kwargs = call.with_hidden(hidden)
         output = functional_call(self._layers[position], local, args, kwargs)
-        return output[0] if self._returns_tuple[position] else output
+        result: Tensor = output[0] if self._returns_tuple[position] else output
+        return result
 
     def postlude(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Run the model from its last layer's hidden state to the loss, a scalar: the mean over predicted tokens.
@@ -184,14 +182,14 @@ def cut_model(model: PreTrainedModel) -> CutModel:
             carries a gradient.
     """
     prefix, layers = find_layers(model)
-    names = {name: parameter for name, parameter in model.named_parameters()}
+    names = dict(model.named_parameters())
     in_layers = [_names_below(names, f"{prefix}.{position}.") for position in range(len(layers))]
     everywhere_else = [name for name in names if not any(name in group for group in in_layers)]
     stand_ins = {
         name: torch.zeros((), dtype=names[name].dtype).expand(names[name].shape).requires_grad_()
         for name in everywhere_else
     }
-    probe = _Probe(layers, {id(tensor): name for name, tensor in stand_ins.items()})
+    probe = _Probe(list(layers), {id(tensor): name for name, tensor in stand_ins.items()})
     probe.run(model, stand_ins)
     decays = _decaying(model)
 
@@ -253,7 +251,7 @@ def _forwards_replaced(layers: Sequence[nn.Module], forward: Callable[..., Any])
 
 
 class _Probe(TorchFunctionMode):
-    """One run of zeros through the model: which parameters are used before and behind the layers, what layers return."""
+    """One run of zeros through the model: which parameters are used where, and what layers return."""
 
     def __init__(self, layers: Sequence[nn.Module], watched: Mapping[int, str]) -> None:
         super().__init__()

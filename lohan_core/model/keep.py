@@ -1,9 +1,10 @@
 """Keeping operators' outputs in a block's forward, and handing them out again when backward re-runs the block.
 
-[Note: operator indices] Every operator that reaches the dispatcher while a block runs is counted; its place in that count
-names it. Forward and re-run execute the same Python code on the same values, both with grad enabled (under ``no_grad``
-torch folds some matrix products differently and would give other bits), so the count agrees between the two. Should a
-model's control flow depend on its data (experts), it does so alike in both, because both see the same micro-batch.
+[Note: operator indices] Every operator that reaches the dispatcher while a block runs is counted; its place in that
+count names it. Forward and re-run execute the same Python code on the same values, both with grad enabled (under
+``no_grad`` torch folds some matrix products differently and would give other bits), so the count agrees between the
+two. Should a model's control flow depend on its data (experts), it does so alike in both, because both see the same
+micro-batch.
 
 A kept output is an alias of what the operator returned, so it costs no copy. An operator that writes in place into a
 kept value takes it off the list: the value would no longer be what the operator returned.
@@ -79,7 +80,7 @@ class OperatorCounter(TorchDispatchMode):
     """Runs every operator and counts it; subclasses look in."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.count = 0
 
     def __torch_dispatch__(

@@ -30,12 +30,17 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
         for micro_batch in state.micro_batches:
             way_back.emit_ahead(index, micro_batch)
             _emit_block(
-                state, Op.BACKWARD, index, micro_batch, gradients, way_back.uploads.pop((index, micro_batch), ())
+                state,
+                Op.BACKWARD,
+                index,
+                micro_batch,
+                gradients=gradients,
+                uploads=way_back.uploads.pop((index, micro_batch), ()),
             )
         _finish_block(state, index, gradients, waits=waits)
     gradients = held_gradients or _acquire_gradients(state, 0)
     for micro_batch in state.micro_batches:
-        _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients, ())
+        _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients=gradients)
     _finish_block(state, 0, gradients, waits=waits)
     state.builder.add(Op.NORM, after=state.last_backward.values())
 
@@ -95,7 +100,7 @@ def _emit_turn(state: StepState, *, waits: bool) -> list[tuple[Slot, tuple[int, 
     gradients = _acquire_gradients(state, index)
     held = _acquire_gradients(state, 0) if state.block(index).borrows else []
     for micro_batch in state.micro_batches:
-        _emit_block(state, Op.TURN, index, micro_batch, gradients, (), also=held)
+        _emit_block(state, Op.TURN, index, micro_batch, gradients=gradients, also=held)
     _finish_block(state, index, gradients, waits=waits)
     return [(slot, ()) for slot, _ in held]
 
@@ -105,8 +110,9 @@ def _emit_block(
     op: Op,
     index: int,
     micro_batch: int,
+    *,
     gradients: list[tuple[Slot, tuple[int, ...]]],
-    uploads: tuple[int, ...],
+    uploads: tuple[int, ...] = (),
     also: list[tuple[Slot, tuple[int, ...]]] | None = None,
 ) -> None:
     block, loaded = state.block(index), state.loaded[index]

@@ -1,7 +1,7 @@
 """``simulate``: a schedule carried out on a machine that is only known by its rates.
 
-Each lane works through its own tasks in the list's order, one at a time; a task begins when its lane is free and what it
-comes after is finished. Reading and writing drives share the bandwidth of the drives while both are active.
+Each lane works through its own tasks in the list's order, one at a time; a task begins when its lane is free and what
+it comes after is finished. Reading and writing drives share the bandwidth of the drives while both are active.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class KeptBytes:
 def kept_bytes(block: BlockProfile, decisions: BlockPlan) -> KeptBytes:
     """Add up a block's input and kept candidates by tier. The prelude has no input and keeps nothing."""
     sizes = {candidate.index: candidate.bytes for candidate in block.candidates}
-    held = {tier: 0 for tier in Tier}
+    held = dict.fromkeys(Tier, 0)
     if block.role is not Role.PRELUDE:
         held[decisions.inputs] += round_up(block.input_bytes, SECTOR_BYTES)
     for index, tier in decisions.keep.items():
@@ -52,7 +52,7 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload, *, gradient
     states too: that is where checkpoints go), gradients and activations that wait there. GPU: candidates kept there,
     the activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
     """
-    total = {tier: 0 for tier in Tier}
+    total = dict.fromkeys(Tier, 0)
     largest_input = max(block.input_bytes for block in profile.blocks)
     kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
     for block, decisions, held in zip(profile.blocks, plan.blocks, kept, strict=True):

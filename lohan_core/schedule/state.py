@@ -106,7 +106,7 @@ class StepState:
 
     def _upload_staged(self, index: int, source: int, slot: Slot, free: tuple[int, ...], *, takes: bool) -> list[int]:
         staging = self.builder.rings["staging"]
-        uploads = []
+        uploads: list[int] = []
         for chunk in self.chunks(source):
             staged, staged_free = staging.acquire()
             work = chunk.elements * self.profile.weight_bytes

@@ -113,8 +113,8 @@ class Task:
     ``work`` is bytes on the transfer lanes, parameters on ``cpu`` and seconds on ``gpu`` (FLOPs are not seconds).
     ``after`` are indices of earlier tasks of the list that must be finished first; tasks of one lane run in the list's
     order besides. ``touches`` are the slots read or written; ``takes`` those whose tenure begins here, ``gives`` those
-    whose tenure ends here. ``source`` is the block whose weights are moved: ``block`` itself, or the owner of parameters
-    that it borrows. -1 stands for "does not apply".
+    whose tenure ends here. ``source`` is the block whose weights are moved: ``block`` itself, or the owner of
+    parameters that it borrows. -1 stands for "does not apply".
     """
 
     index: int

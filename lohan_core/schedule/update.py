@@ -27,7 +27,7 @@ def emit_gradients_out(state: StepState, index: int, gradients: Slot, *, waits: 
             continue
         ring = state.builder.rings["gradient_chunks"]
         slot, free = ring.acquire()
-        download = _emit_download(state, index, chunk, (*free,), (gradients, slot), (slot,), gives)
+        download = _emit_download(state, index, chunk, free=free, touches=(gradients, slot), takes=(slot,), gives=gives)
         if waits:
             spill = state.builder.add(
                 Op.SPILL_GRADIENT,
@@ -72,6 +72,7 @@ def _emit_download(
     state: StepState,
     index: int,
     chunk: Chunk,
+    *,
     free: tuple[int, ...] = (),
     touches: tuple[Slot, ...] = (),
     takes: tuple[Slot, ...] = (),

@@ -65,7 +65,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
                 batches[0],
                 registry=registry,
                 identity=_data_identity(config, training),
-                report=lambda what, done, total: progress.show(what, done, total),
+                report=progress.show,
             )
         )
         _require_positions(config, engine)

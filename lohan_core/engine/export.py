@@ -1,0 +1,40 @@
+"""``export_run``: a stopped run's last durable model as a Hugging Face directory, without an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lohan_core.config.sections import Config
+from lohan_core.engine.parts import Report, open_parts
+from lohan_core.engine.states import parameters_in_store
+from lohan_core.registry import Registry
+from lohan_core.weights import write_model
+
+__all__ = ["export_run"]
+
+
+def export_run(config: Config, out: Path, dtype: torch.dtype, *, registry: Registry, report: Report) -> int:
+    """Write the model of a run's last durable step.
+
+    Args:
+        config: the run's config, as its directory holds it.
+        out: a directory that does not exist, or is empty.
+        dtype: of the parameters written.
+        registry: where backends are found.
+        report: told how long steps go.
+
+    Returns:
+        The step.
+
+    Raises:
+        LohanError: there is no such run, it is in use, or ``out`` cannot be written.
+    """
+    parts = open_parts(config, registry, torch.device("cpu"), {}, report, existing=True)
+    try:
+        blocks = parameters_in_store(parts.store, parts.model.blocks, parts.form, parts.chunk_elements, dtype)
+        write_model(out, blocks, parts.checkpoint, dtype)
+        return parts.store.committed_step
+    finally:
+        parts.store.close()

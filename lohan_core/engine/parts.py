@@ -1,0 +1,177 @@
+"""The parts of a run that exist before a plan does: model, checkpoint, storage, optimizer, store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from attrs import define
+
+from lohan_core.backend import Kind
+from lohan_core.config.sections import Config, Durability
+from lohan_core.engine.fill import fill_store
+from lohan_core.engine.states import StateFormat
+from lohan_core.errors import ConfigError
+from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
+from lohan_core.interfaces.storage import Storage
+from lohan_core.layout import round_up
+from lohan_core.model.cut import CutModel, cut_model
+from lohan_core.model.skeleton import build_skeleton, read_config
+from lohan_core.registry import Registry
+from lohan_core.states import chunk_alignment
+from lohan_core.store import Store, StoreDirectory
+from lohan_core.weights import Checkpoint
+
+__all__ = ["Parts", "Report", "model_identity", "open_parts", "optimizer_settings", "store_path"]
+
+SCRATCH_PREFIX = "scratch/"
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, and how much of how much is done."""
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+@define(kw_only=True)
+class Parts:
+    """What is open when the plan is made. ``chunk_elements`` is the config's chunk, rounded up to what states allow."""
+
+    model: CutModel
+    checkpoint: Checkpoint
+    storage: Storage
+    optimizer: Optimizer
+    form: StateFormat
+    store: Store
+    chunk_elements: int
+
+
+def open_parts(
+    config: Config,
+    registry: Registry,
+    device: torch.device,
+    identity: Mapping[str, str],
+    report: Report,
+    *,
+    existing: bool = False,
+) -> Parts:
+    """Open a run's parts; make its store from the checkpoint if there is none yet, or verify the one there is.
+
+    Args:
+        config: the run's config.
+        registry: where backends are found.
+        device: where buffers of the model go.
+        identity: what else the store must agree on, beside model, optimizer and dtype.
+        report: told how long steps go.
+        existing: refuse to make a store.
+
+    Raises:
+        LohanError: anything that the user can mend. Nothing is left open then.
+    """
+    model, checkpoint = _open_model(config, device)
+    optimizer = registry.open_backend(
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
+    )
+    form = StateFormat(optimizer, model.dtype)
+    chunk_elements = round_up(config.memory.chunk // 4, chunk_alignment(form.vectors))
+    with ExitStack() as on_failure:
+
+        def closed_on_failure(part: _Closes) -> None:
+            on_failure.callback(part.close)
+
+        path = store_path(config)
+        directory = StoreDirectory.existing(path) if existing else StoreDirectory.at(path)
+        closed_on_failure(directory)
+        storage = _open_storage(config, registry, directory)
+        closed_on_failure(storage)
+        whole = {**model_identity(config, model, form), **identity}
+        if directory.holds_commit:
+            known = directory.manifest.identity if existing else whole
+            store = Store.open(
+                directory, storage, known, progress=lambda done, total: report("verifying the store", done, total)
+            )
+        else:
+            store = Store.create(
+                directory,
+                storage,
+                form.extents(model.blocks),
+                whole,
+                versions=2 if config.run.durability is Durability.STEP else 1,
+                checksums=config.run.checksums,
+            )
+            closed_on_failure(store)
+            fill_store(store, model.blocks, form, checkpoint, chunk_elements=chunk_elements, report=report)
+        on_failure.pop_all()
+    return Parts(
+        model=model,
+        checkpoint=checkpoint,
+        storage=storage,
+        optimizer=optimizer,
+        form=form,
+        store=store,
+        chunk_elements=chunk_elements,
+    )
+
+
+def store_path(config: Config) -> Path:
+    """Directory of the run's manifest and lock."""
+    return config.run.dir / "store"
+
+
+def model_identity(config: Config, model: CutModel, form: StateFormat) -> dict[str, str]:
+    """What a store's states depend on: another model, optimizer or dtype cannot go on with them."""
+    layout = [[slot.name, slot.shape, slot.offset] for block in model.blocks for slot in block.slots]
+    architecture = json.dumps([model.model.config.to_dict(), layout], sort_keys=True, default=str)
+    fields = [f"{field.name}:{field.dtype}:{field.elements_per_value}" for field in form.fields]
+    return {
+        "model": hashlib.blake2b(architecture.encode(), digest_size=8).hexdigest(),
+        "optimizer.backend": f"{config.optimizer.name} ({', '.join(fields)})",
+        "run.dtype": str(config.run.dtype),
+        "run.durability": str(config.run.durability),
+    }
+
+
+def optimizer_settings(config: Config) -> OptimizerConfig:
+    """Return the optimizer's settings, of which the core reads those that all optimizers have.
+
+    Raises:
+        ConfigError: the backend's config class is not one of an optimizer.
+    """
+    settings = config.optimizer.settings
+    if not isinstance(settings, OptimizerConfig):
+        raise ConfigError(
+            f"optimizer.backend: {config.optimizer.name}: its config class {type(settings).__name__} does not derive "
+            "from OptimizerConfig; tell its author"
+        )
+    return settings
+
+
+def _open_model(config: Config, device: torch.device) -> tuple[CutModel, Checkpoint]:
+    dtype: torch.dtype = getattr(torch, config.run.dtype)
+    trust = config.model.trust_remote_code
+    skeleton = build_skeleton(read_config(config.model.path, trust_remote_code=trust), dtype, trust_remote_code=trust)
+    model = cut_model(skeleton)
+    checkpoint = Checkpoint(config.model.path, skeleton)
+    checkpoint.load_buffers()
+    model.to(device)
+    return model, checkpoint
+
+
+def _open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:
+    storage = registry.open_backend(
+        Kind.STORAGE,
+        config.storage.name,
+        config.storage.settings,
+        namespace=directory.namespace,
+        default_directory=directory.path / "extents",
+    )
+    for name in [name for name in storage.extents() if name.startswith(SCRATCH_PREFIX)]:
+        storage.free(name)  # of a process that was killed; its sizes may have been others
+    return storage
