@@ -28,6 +28,12 @@ class Batch:
     """Per micro-batch, at least 1: labels other than -100 after the first column, which is what a model's loss is the
     mean of."""
 
+    @classmethod
+    def of(cls, micro_batches: Iterable[dict[str, torch.Tensor]], *, tokens: int) -> Batch:
+        """Make a batch from micro-batches that hold ``labels``, of which ``tokens`` tokens are not padding."""
+        together = tuple(micro_batches)
+        return cls(together, tokens, tuple(int((m["labels"][:, 1:] != NO_LOSS).sum()) for m in together))
+
 
 @frozen(kw_only=True)
 class Batches:
@@ -65,12 +71,7 @@ def evaluation_batches(dataset: Dataset, *, batch_size: int, micro_batch_size: i
 def _batch(dataset: Dataset, numbers: Iterable[int], micro_batch_size: int) -> Batch:
     rows = [dataset[number] for number in numbers]
     groups = [rows[begin : begin + micro_batch_size] for begin in range(0, len(rows), micro_batch_size)]
-    micro_batches = tuple(_micro_batch(dataset, group) for group in groups)
-    return Batch(
-        micro_batches=micro_batches,
-        tokens=sum(len(row.input_ids) for row in rows),
-        loss_tokens=tuple(int((m["labels"][:, 1:] != NO_LOSS).sum()) for m in micro_batches),
-    )
+    return Batch.of((_micro_batch(dataset, group) for group in groups), tokens=sum(len(row.input_ids) for row in rows))
 
 
 def _micro_batch(dataset: Dataset, rows: list[Row]) -> dict[str, torch.Tensor]:
