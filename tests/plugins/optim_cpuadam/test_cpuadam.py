@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lohan_optim_cpuadam import _native
-from lohan_optim_cpuadam.config import CpuAdamConfig, Simd
-from lohan_optim_cpuadam.plugin import lohan_optimizer
 
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.reference.torch_adamw import TORCH_ADAMW
 from lohan_core.testing.optimizer import OptimizerSuite
+from lohan_optim_cpuadam import _native
+from lohan_optim_cpuadam.config import CpuAdamConfig, Simd
+from lohan_optim_cpuadam.plugin import lohan_optimizer
 
 (CPUADAM,) = lohan_optimizer()
 PATHS = [Simd(name) for name in _native.supported_paths()]

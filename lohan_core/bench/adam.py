@@ -1,0 +1,219 @@
+"""``lohan bench adam``: the C++ update beside torch's fused AdamW and beside moving memory, on this machine.
+
+[Note: what is compared]
+All are bound by memory, so what counts is bytes per parameter.
+
+- ``cpuadam`` reads a bf16 gradient (2 bytes) and three fp32 states (12), writes the states (12) and a bf16 weight (2):
+  28 bytes. The AVX paths write the weight past the caches; where they cannot (scalar path, unaligned weights) the
+  processor first reads the line that the weight goes to, and 30 bytes move.
+- ``torch.optim.AdamW(fused=True)`` reads an fp32 gradient (4) and three fp32 states (12) and writes the states (12): 28
+  bytes. It reads no bf16 gradient and emits no bf16 weight; a trainer pays for those passes separately.
+- ``copy`` is the C library's ``memmove`` of a buffer too large for the caches, cut evenly over the threads. Its bytes
+  are those read plus those written, one half each, as in both updates. Where the library does not write past the
+  caches, it also reads the target's lines, which are not counted; an update can then move bytes faster than the copy.
+- ``in place`` negates a buffer by torch: every line is read and written back, as the states' are. It comes closest to
+  what the memory can do for an update.
+
+They alternate in one process, and ratios are taken round by round: what else runs on the machine then slows all alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import deep_iterable, ge, min_len
+
+from lohan_core.backend import Kind
+from lohan_core.errors import ConfigError
+from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
+from lohan_core.registry import Registry, load_registry
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AdamBench", "AdamBenchOptions", "AdamBenchRow", "render", "run", "summarise"]
+
+_BACKEND = "cpuadam"
+_TORCH = "torch fused"
+_COPY = "copy"
+_IN_PLACE = "in place"
+_BYTES_PER_PARAMETER = 28
+_STEP = Hyperparameters(step=10, lr=1e-5, weight_decay=0.01, gradient_factor=0.5)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@frozen(kw_only=True)
+class AdamBenchOptions:
+    """What to measure: each of ``cpuadam``'s paths ``simd`` with each number of ``threads`` (default: all cores)."""
+
+    parameters: int = field(default=1 << 26, validator=ge(1))
+    rounds: int = field(default=9, validator=ge(1))
+    simd: tuple[str, ...] = field(default=("auto",), validator=min_len(1))
+    threads: tuple[int, ...] = field(factory=lambda: (_usable_cores(),), validator=[min_len(1), deep_iterable(ge(1))])
+
+
+@frozen(kw_only=True)
+class AdamBenchRow:
+    """One contender with one number of threads. Rates, ratio and fraction are medians over the rounds."""
+
+    what: str
+    threads: int
+    seconds: tuple[float, ...]
+    parameters_per_second: float
+    bytes_per_second: float
+    ratio_to_torch: float
+    fraction_of_copy: float
+    fraction_of_in_place: float
+
+
+@frozen(kw_only=True)
+class AdamBench:
+    """What was measured, and on what. Copying 14 bytes, or negating them, counts as one parameter."""
+
+    processor: str
+    cores: int
+    torch_version: str
+    parameters: int
+    bytes_per_parameter: int
+    rows: tuple[AdamBenchRow, ...]
+
+
+def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBench:
+    """Measure, with the backends of ``registry`` (default: those installed). Takes 60 bytes of memory per parameter.
+
+    Raises:
+        BackendError: ``cpuadam`` is not installed, or not usable here.
+        ConfigError: a SIMD path that does not exist, or that this processor does not have.
+    """
+    import torch
+
+    registry = registry or load_registry()
+    opened = {
+        threads: {f"{_BACKEND} {simd}": _open(registry, simd, threads) for simd in options.simd}
+        for threads in options.threads
+    }
+    our_update, torch_update = _our_update(options.parameters), _torch_update(options.parameters)
+    source, target = (torch.ones(options.parameters * _BYTES_PER_PARAMETER // 8) for _ in range(2))
+    threads_before = torch.get_num_threads()
+    rows: list[AdamBenchRow] = []
+    try:
+        for threads, optimizers in opened.items():
+            torch.set_num_threads(threads)
+            with ThreadPoolExecutor(threads) as pool:
+                contenders: dict[str, Callable[[], object]] = {
+                    **{name: partial(our_update, optimizer) for name, optimizer in optimizers.items()},
+                    _TORCH: torch_update,
+                    _COPY: partial(_copy, source, target, pool, threads),
+                    _IN_PLACE: source.neg_,
+                }
+                seconds = _alternate(contenders, options.rounds)
+            rows += summarise(seconds, threads=threads, parameters=options.parameters)
+    finally:
+        torch.set_num_threads(threads_before)
+    return AdamBench(
+        processor=_processor(),
+        cores=_usable_cores(),
+        torch_version=torch.__version__,
+        parameters=options.parameters,
+        bytes_per_parameter=_BYTES_PER_PARAMETER,
+        rows=tuple(rows),
+    )
+
+
+def summarise(seconds: Mapping[str, Sequence[float]], *, threads: int, parameters: int) -> Iterable[AdamBenchRow]:
+    """Turn each contender's seconds, round by round, into rates and into ratios to the others."""
+    for what, own in seconds.items():
+        rate = parameters / median(own)
+        yield AdamBenchRow(
+            what=what,
+            threads=threads,
+            seconds=tuple(own),
+            parameters_per_second=rate,
+            bytes_per_second=rate * _BYTES_PER_PARAMETER,
+            ratio_to_torch=median(t / o for t, o in zip(seconds[_TORCH], own, strict=True)),
+            fraction_of_copy=median(c / o for c, o in zip(seconds[_COPY], own, strict=True)),
+            fraction_of_in_place=median(i / o for i, o in zip(seconds[_IN_PLACE], own, strict=True)),
+        )
+
+
+def render(result: AdamBench) -> str:
+    """Write the result as a table."""
+    hardware = f"{result.processor}, {result.cores} cores, torch {result.torch_version}"
+    work = f"{result.parameters:,} parameters, {result.bytes_per_parameter} bytes each"
+    lines = [f"{hardware}; {work}", f"{'':<18} threads  Mparam/s    GB/s  of torch  of copy  of in place"]
+    lines += [
+        f"{row.what:<18} {row.threads:>7} {row.parameters_per_second / 1e6:>9.0f} {row.bytes_per_second / 1e9:>7.1f} "
+        f"{row.ratio_to_torch:>9.2f} {row.fraction_of_copy:>8.2f} {row.fraction_of_in_place:>12.2f}"
+        for row in result.rows
+    ]
+    return "\n".join(lines)
+
+
+def _open(registry: Registry, simd: str, threads: int) -> Optimizer:
+    config = registry.find(Kind.OPTIMIZER, _BACKEND).config
+    try:
+        settings = config(simd=simd)
+    except ValueError as error:
+        raise ConfigError(f"optimizer.simd: {error}") from None
+    return registry.open_backend(Kind.OPTIMIZER, _BACKEND, settings, threads=threads)
+
+
+def _our_update(n: int) -> Callable[[Optimizer], None]:
+    import torch
+
+    master = torch.randn(n).mul_(0.02)
+    states = {"exp_avg": torch.zeros(n), "exp_avg_sq": torch.zeros(n)}
+    gradient = torch.randn(n, dtype=torch.bfloat16)
+    weights = torch.zeros(n, dtype=torch.bfloat16)
+    return lambda optimizer: optimizer.update(master, states, gradient, weights, _STEP)
+
+
+def _torch_update(n: int) -> Callable[[], object]:
+    import torch
+
+    parameter = torch.nn.Parameter(torch.randn(n).mul_(0.02))
+    parameter.grad = torch.randn(n)
+    return torch.optim.AdamW([parameter], lr=_STEP.lr, weight_decay=_STEP.weight_decay, fused=True).step
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
+    total = source.numel() * source.element_size()
+    bounds = [total * i // threads for i in range(threads + 1)]
+
+    def move(start: int, stop: int) -> None:
+        ctypes.memmove(target.data_ptr() + start, source.data_ptr() + start, stop - start)  # releases the GIL
+
+    list(pool.map(move, bounds[:-1], bounds[1:]))
+
+
+def _alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for measured in (False, *[True] * rounds):  # the first round touches the memory and starts the threads
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            if measured:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
