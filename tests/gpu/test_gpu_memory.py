@@ -1,0 +1,73 @@
+"""GPU memory: the cap is enforced, a plan stays within what it reckoned, and one that cannot fit is refused at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_lms import make_batch
+from tiny_runs import open_run
+
+from lohan_core.errors import PlanError
+from lohan_core.plan import Tier
+
+pytestmark = pytest.mark.gpu
+
+MIB = 2**20
+HOST = {"backend": "keep_nothing", "states": "host"}
+
+
+def test_the_cap_is_enforced_and_a_run_stays_below_it(tmp_path, models, cuda):
+    cap_bytes = 256 * MIB
+    batch = make_batch(1, micro_batches=2)
+    sections = {"run": {"device": "cuda"}, "memory": {"gpu": cap_bytes}, "planner": HOST}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(cuda)
+    with open_run(tmp_path, models["llama"], batch, **sections) as engine:
+        engine.step(batch, lr=1e-3)
+        assert torch.cuda.max_memory_reserved(cuda) <= cap_bytes
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(cap_bytes, dtype=torch.uint8, device=cuda)
+        engine.step(batch, lr=1e-3)
+
+
+@pytest.mark.parametrize("planner", [HOST, {"backend": "keep_all", "candidates": "gpu"}])
+def test_steps_take_no_more_than_the_plan_reckoned(tmp_path, models, cuda, planner):
+    batch = make_batch(2, micro_batches=2, rows=8, length=48)
+    before = torch.cuda.memory_allocated(cuda)
+    with open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, planner=planner) as engine:
+        engine.step(batch, lr=1e-3)  # cuBLAS takes its workspaces
+        torch.cuda.reset_peak_memory_stats(cuda)
+        workspaces = torch.cuda.memory_allocated(cuda) - before - device_pool_bytes(engine)
+        for _ in range(3):
+            engine.step(batch, lr=1e-3)
+        taken = torch.cuda.max_memory_allocated(cuda) - before - workspaces
+        assert taken <= engine.schedule.bytes_on(Tier.GPU)
+
+
+def device_pool_bytes(engine):
+    return sum(pool.bytes for pool in engine.schedule.pools.values() if pool.tier is Tier.GPU)
+
+
+def test_memory_is_flat_over_steps(tmp_path, models, cuda):
+    batch = make_batch(3, micro_batches=2)
+    planner = {"backend": "keep_all", "candidates": "host"}
+    with open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, planner=planner) as engine:
+        for _ in range(3):
+            engine.step(batch, lr=1e-3)
+        allocated, reserved = torch.cuda.memory_allocated(cuda), torch.cuda.memory_reserved(cuda)
+        for _ in range(20):
+            engine.step(batch, lr=1e-3)
+        assert torch.cuda.memory_allocated(cuda) == allocated
+        assert torch.cuda.memory_reserved(cuda) == reserved
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_training(tmp_path, models, cuda):
+    batch = make_batch(4)
+    with pytest.raises(PlanError, match="gpu") as refusal:
+        open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, memory={"gpu": 4096}, planner=HOST)
+    assert "\n" not in str(refusal.value)
+    assert cuda.type == "cuda"
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    with open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, planner=HOST) as engine:
+        assert engine.finished_step == 0
+        engine.step(batch, lr=1e-3)
