@@ -13,7 +13,7 @@ command -v c++ >/dev/null || missing+=(compiler)
 "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
   missing+=(python-headers)
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python-venv)
-printf '#include <liburing.h>\n' | c++ -E -x c++ - >/dev/null 2>&1 || missing+=(liburing)
+c++ -E -x c++ -include liburing.h /dev/null >/dev/null 2>&1 || missing+=(liburing)
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
 fi
