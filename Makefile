@@ -33,14 +33,15 @@ run: $(STAMP)
 	$(BIN)/lohan train $(EXAMPLE)/config.yaml
 	$(BIN)/python -P $(EXAMPLE)/plot.py
 
-# -P: the current directory is the checkout, whose lohan_core has no native modules.
+# -P: the current directory is the checkout, whose lohan_core has no native modules. PATH: the native tests need cmake.
 test: $(STAMP)
-	$(BIN)/python -P -m pytest --timeout=900 $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -P -m pytest --timeout=900 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=examples/plugin_template $(BIN)/mypy -p lohan_plugin_template
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
 	$(BIN)/cmake -S csrc -B $(NATIVE_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
