@@ -17,6 +17,7 @@ from lohan_core.engine.lanes import Action, Lanes
 from lohan_core.engine.states import States
 from lohan_core.engine.step import StepData, as_step_inputs, micro_batch_seed
 from lohan_core.engine.updates import Updates
+from lohan_core.errors import PlanError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
 from lohan_core.model.rng import preserved, seeded_state
@@ -101,6 +102,7 @@ class Engine:
 
         Raises:
             StorageError: a drive failed; the last durable step is intact.
+            PlanError: the device ran out of memory; likewise intact.
             NonFiniteGradientError: likewise intact.
         """
         began = time.perf_counter()
@@ -111,8 +113,7 @@ class Engine:
         step = self._finished_step + 1
         read_before, written_before = self._storage.bytes_moved()
         data = self._begin(batch, step, lr)
-        with preserved(self.model.device):
-            timeline = self._lanes.execute(self.schedule, self._actions)
+        timeline = self._execute(self.schedule)
         loss = data.loss
         self._states.store.finish_step()
         self._finished_step = step
@@ -136,8 +137,7 @@ class Engine:
             for batch in batches:
                 workload = evolve(self.workload, micro_batches=len(batch.micro_batches))
                 data = self._begin(batch, self._finished_step, 0.0)
-                with preserved(self.model.device):
-                    self._lanes.execute(build_evaluation(self.plan, self.profile, workload), self._actions)
+                self._execute(build_evaluation(self.plan, self.profile, workload))
                 total += data.loss * sum(batch.loss_tokens)
                 tokens += sum(batch.loss_tokens)
         finally:
@@ -174,6 +174,16 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _execute(self, schedule: Schedule) -> Timeline:
+        try:
+            with preserved(self.model.device):
+                return self._lanes.execute(schedule, self._actions)
+        except torch.OutOfMemoryError as error:
+            raise PlanError(
+                f"memory.gpu: step {self._finished_step + 1} needs more device memory than the plan foresaw "
+                f"({str(error).splitlines()[0]}); lower run.micro_batch_size or keep less on the GPU"
+            ) from error
 
     def _begin(self, batch: Batch, step: int, lr: float) -> StepData:
         device = self.model.device
