@@ -1,0 +1,155 @@
+"""DESIGN.md's exactness of gradients: what a plan keeps, offloads or recomputes never changes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_backends import TestBackends
+from tiny_lms import CONFIGS, TIED, load_lm, make_batch
+from tiny_runs import different, open_run, plain_step, recorded_gradients
+
+from lohan_core.model.rng import get_random_state
+from lohan_core.plan import Tier
+from lohan_core.schedule.sizes import kept_bytes
+
+DTYPES = ("float32", "bfloat16")
+PLANNERS = {
+    "keep nothing": {"backend": "keep_nothing", "inputs": "gpu"},
+    "keep all on gpu": {"backend": "keep_all", "candidates": "gpu", "inputs": "host"},
+    "keep all on host": {"backend": "keep_all", "candidates": "host", "states": "host"},
+    "keep all on ssd": {"backend": "keep_all", "candidates": "ssd", "inputs": "ssd"},
+    "roll dice": {"backend": "dice", "seed": 1},
+}
+
+
+def gradients_by_engine(directory, model, batch, **sections):
+    backends = TestBackends()
+    with open_run(directory, model, batch, backends, **sections) as engine:
+        result = engine.step(batch, lr=0.0)
+        return result, recorded_gradients(engine, backends.recorder)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_are_those_of_plain_backward(tmp_path, models, dtype, architecture, planner):
+    batch = make_batch(1)
+    result, ours = gradients_by_engine(
+        tmp_path, models[architecture], batch, run={"dtype": dtype}, planner=PLANNERS[planner]
+    )
+    loss, theirs = plain_step(load_lm(models[architecture], getattr(torch, dtype)), batch, step=1)
+    assert not different(ours, theirs)
+    assert result.loss == loss
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_are_exact_for_every_roll_of_the_dice(tmp_path, models, seed):
+    """gpt2's dropout makes a kept or recomputed operator that draws at the wrong place visible."""
+    batch = make_batch(seed)
+    _, ours = gradients_by_engine(
+        tmp_path, models["gpt2"], batch, run={"dtype": "bfloat16"}, planner={"backend": "dice", "seed": seed}
+    )
+    _, theirs = plain_step(load_lm(models["gpt2"], torch.bfloat16), batch, step=1)
+    assert not different(ours, theirs)
+
+
+def test_the_dice_put_something_on_every_tier(tmp_path, models, backends):
+    batch = make_batch(1)
+    with open_run(tmp_path, models["gpt2"], batch, backends, planner=PLANNERS["roll dice"]) as engine:
+        held = [kept_bytes(b, d) for b, d in zip(engine.profile.blocks, engine.plan.blocks, strict=True)]
+        assert all(any(getattr(part, tier) for part in held) for tier in Tier)
+        chosen = sum(len(decisions.keep) for decisions in engine.plan.blocks)
+        assert chosen < sum(len(block.candidates) for block in engine.profile.blocks), "nothing is recomputed"
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_micro_batches_are_summed_in_fp32_and_rounded_once(tmp_path, models, dtype, architecture):
+    """A tied embedding alone is summed in another order: all of the head's gradients come before the embedding's."""
+    batch = make_batch(2, micro_batches=3)
+    result, ours = gradients_by_engine(
+        tmp_path, models[architecture], batch, run={"dtype": dtype}, planner=PLANNERS["roll dice"]
+    )
+    loss, theirs = plain_step(load_lm(models[architecture], getattr(torch, dtype)), batch, step=1)
+    tied = TIED.get(architecture)
+    assert set(different(ours, theirs)) <= {tied}
+    if tied:
+        roundings = 4 * torch.finfo(ours[tied].dtype).eps
+        largest = theirs[tied].abs().max().item()
+        torch.testing.assert_close(ours[tied], theirs[tied], rtol=roundings, atol=roundings * largest)
+    assert result.loss == pytest.approx(loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_packed_documents_do_not_see_each_other(tmp_path, models, architecture):
+    batch = make_batch(3, packed=True)
+    _, ours = gradients_by_engine(tmp_path, models[architecture], batch, planner=PLANNERS["roll dice"])
+    model = load_lm(models[architecture], torch.float32)
+    _, theirs = plain_step(model, batch, step=1)
+    assert not different(ours, theirs)
+    for inputs in batch.micro_batches:
+        del inputs["position_ids"]
+    assert different(ours, plain_step(model, batch, step=1)[1])
+
+
+def test_dropout_draws_anew_in_every_step_and_micro_batch(tmp_path, models, backends):
+    batch = make_batch(4, micro_batches=2)
+    for inputs in batch.micro_batches:
+        inputs.update(batch.micro_batches[0])
+    with open_run(tmp_path, models["gpt2"], batch, backends) as engine:
+        before = get_random_state(torch.device("cpu"))
+        losses = [engine.step(batch, lr=0.0).loss for _ in range(2)]
+        assert torch.equal(before, get_random_state(torch.device("cpu"))), "the caller's random state is not ours"
+    model = load_lm(models["gpt2"], torch.float32)
+    assert losses == [plain_step(model, batch, step)[0] for step in (1, 2)]
+    assert losses[0] != losses[1]
+
+
+def test_evaluation_is_the_mean_over_tokens_without_dropout(tmp_path, models, backends):
+    batches = [make_batch(5, micro_batches=2), make_batch(6), make_batch(7, rows=1)]
+    with open_run(tmp_path, models["gpt2"], batches[0], backends, planner=PLANNERS["roll dice"]) as engine:
+        ours = engine.evaluate(batches)
+        loss = engine.step(batches[0], lr=0.0).loss
+    model = load_lm(models["gpt2"], torch.float32)
+    assert loss == plain_step(model, batches[0], step=1)[0], "training after an evaluation is training"
+    groups = [(i, n) for batch in batches for i, n in zip(batch.micro_batches, batch.loss_tokens, strict=True)]
+    with torch.no_grad():
+        total = sum(tokens * float(model.eval()(**inputs, use_cache=False).loss) for inputs, tokens in groups)
+    assert ours == pytest.approx(total / sum(tokens for _, tokens in groups), rel=1e-6)
+
+
+@pytest.mark.parametrize("update", ["serial", "naive", "optimized"])
+def test_every_parameter_is_updated_once_with_the_factor_that_clips(tmp_path, models, backends, update):
+    batch = make_batch(8)
+    with open_run(
+        tmp_path,
+        models["llama"],
+        batch,
+        backends,
+        run={"update": update},
+        optimizer={"max_grad_norm": 0.1, "weight_decay": 0.5},
+    ) as engine:
+        result = engine.step(batch, lr=0.25)
+        recorded_gradients(engine, backends.recorder)
+        spans = {
+            decays: sum(
+                stop - start
+                for block in engine.model.blocks
+                for chunk in block.chunks(engine.workload.chunk_elements)
+                for start, stop, of in block.spans(chunk)
+                if of is decays
+            )
+            for decays in (True, False)
+        }
+    model = load_lm(models["llama"], torch.float32)
+    for name, gradient in plain_step(model, batch, step=1)[1].items():
+        model.get_parameter(name).grad = gradient
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+    assert norm > 1
+    assert result.gradient_norm == pytest.approx(norm, rel=1e-6)
+    calls = backends.recorder.calls
+    (factor,) = {h.gradient_factor for _, h in calls}
+    assert factor == pytest.approx(0.1 / (norm + 1e-6), rel=1e-6)
+    assert {(h.step, h.lr) for _, h in calls} == {(1, 0.25)}
+    for decays, decay in ((True, 0.5), (False, 0.0)):
+        assert sum(len(g) for g, h in calls if h.weight_decay == decay) == spans[decays]
