@@ -45,8 +45,7 @@ class _Operators(OperatorCounter):
         outputs = func(*args, **kwargs)
         self._wait()
         seconds = time.perf_counter() - began
-        count = flop_registry.get(func.overloadpacket)
-        flops = float(count(*args, **kwargs, out_val=outputs)) if count is not None else 0.0
+        flops = _count_flops(func, args, kwargs, outputs)
         self.seconds += seconds
         self.flops += flops
         for storage in mutated_storages(func, args, kwargs):
@@ -69,6 +68,19 @@ class _Operators(OperatorCounter):
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> float:
+    """Count an operator's FLOPs by torch's formulas; 0 for one that has none."""
+    count = flop_registry.get(func.overloadpacket)
+    if count is None:
+        return 0.0
+    if func.overloadpacket.__name__.startswith("_scaled_dot_product"):
+        # The formulas refuse keys and values of fewer heads than the queries', each of which attends all the same.
+        query, *pair = args[:3]
+        grouped = [torch.empty((*query.shape[:2], *tensor.shape[2:]), device="meta") for tensor in pair]
+        args = (query, *grouped, *args[3:])
+    return float(count(*args, **kwargs, out_val=outputs))
 
 
 @frozen
