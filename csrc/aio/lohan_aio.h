@@ -69,7 +69,7 @@ uint64_t lohan_aio_bytes(lohan_aio *engine, int direction);
 int lohan_aio_direct_alignment(int fd);
 
 /* For tests: after `after` operations in that direction, let the next `times` fail with the positive errno `error`
- * or, if that is 0, transfer at most `short_bytes`. */
+ * or, if that is 0, transfer at most `short_bytes`, rounded down to the alignment. */
 void lohan_aio_inject(lohan_aio *engine, int direction, uint64_t after, uint64_t times, int error,
                       uint64_t short_bytes);
 

@@ -53,7 +53,7 @@ struct aio_op *aio_take(lohan_aio *engine) {
       return op;
     if (!fault->error) {
       if (fault->short_bytes < op->length)
-        op->issue_bytes = fault->short_bytes;
+        op->issue_bytes = fault->short_bytes & ~(engine->alignment - 1);
       return op;
     }
     aio_complete(engine, op, -fault->error);

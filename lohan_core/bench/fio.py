@@ -15,6 +15,9 @@ from lohan_core.errors import BackendError
 
 __all__ = ["FioJob", "Sample", "fio_version", "parse_fio"]
 
+# Our buffers lie in huge pages; this lets fio's do so too (glibc 2.35), without privileges.
+_ENVIRONMENT = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+
 # fio at its best: what the kernel can know ahead of time it is told, as our engine does; and data are not scrambled
 # for every transfer, which costs fio processor time that is not about I/O.
 _ENGINES = {
@@ -49,6 +52,8 @@ class FioJob:
         jobs = self.depth if self.engine == "threads" else 1
         share_bytes = self.file_bytes // jobs // self.block_bytes * self.block_bytes
         return [
+            "env",
+            _ENVIRONMENT,
             "fio",
             "--name=lohan",
             f"--filename={names}",

@@ -6,8 +6,9 @@ The environment variable ``LOHAN_AIO_FAULT`` holds faults, separated by commas, 
     LOHAN_AIO_FAULT=read:short=4096:times=3,write:EAGAIN:times=10
 
 Each names what fails (``read``, ``write`` or ``register``), how (an errno's name, or ``short=BYTES`` for a transfer of
-no more than that), how many operations pass before (``after``, 0) and how many then fail (``times``, 1). An operation
-is what the kernel is asked for at once: at most ``storage.stripe_bytes``. One fault of each kind can be armed.
+no more than that, in whole pages), how many operations pass before (``after``, 0) and how many then fail (``times``,
+1). An operation is what the kernel is asked for at once: at most ``storage.stripe_bytes``. One fault of each kind can
+be armed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,16 @@ from attrs import frozen
 from lohan_core.errors import StorageError
 from lohan_core.units import format_bytes
 
-__all__ = ["DirectAccess", "ExtentFile", "create_file", "open_file", "probe_direct", "storage_errors", "sync_folder"]
+__all__ = [
+    "DirectAccess",
+    "ExtentFile",
+    "create_file",
+    "open_file",
+    "probe_direct",
+    "raise_file_limit",
+    "storage_errors",
+    "sync_folder",
+]
 
 
 @frozen
@@ -48,7 +57,8 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise
     except OSError as error:
         code = error.errno or errno.EIO
-        raise StorageError(code, f"{path}: cannot be {doing}: {os.strerror(code)}", str(path)) from error
+        remedy = "; raise the limit of open files (ulimit -Hn)" if code == errno.EMFILE else ""
+        raise StorageError(code, f"{path}: cannot be {doing}: {os.strerror(code)}{remedy}", str(path)) from error
 
 
 def probe_direct(folder: Path) -> DirectAccess:
@@ -72,28 +82,19 @@ def probe_direct(folder: Path) -> DirectAccess:
 
 
 def open_file(path: Path, *, direct: bool) -> ExtentFile:
-    """Open an extent's file. Raises StorageError; FileNotFoundError if there is none."""
+    """Open an extent's file. Raises StorageError."""
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-    try:
-        return ExtentFile(path, _open_raising_limit(path, flags))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        code = error.errno or errno.EIO
-        remedy = "; raise the limit of open files (ulimit -n)" if code == errno.EMFILE else ""
-        raise StorageError(code, f"{path}: cannot be opened: {os.strerror(code)}{remedy}", str(path)) from error
+    with storage_errors(path, "opened"):
+        return ExtentFile(path, os.open(path, flags))
 
 
-def _open_raising_limit(path: Path, flags: int) -> int:
-    """Open; at the soft limit of open files (often 1024) raise it to the hard one, as any program may."""
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if error.errno != errno.EMFILE or soft == hard:
-            raise
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files (often 1024) to the hard one, as any program may.
+
+    Every extent holds a descriptor for each directory, and they must not crowd out those of the rest of the program.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return os.open(path, flags)
 
 
 def create_file(path: Path, size_bytes: int) -> None:

@@ -49,6 +49,7 @@ def open_storage(config: AioConfig, *, namespace: str, default_directory: Path |
     directories = resolve_directories(config, Path(default_directory))
     choice = choose_engine(config.engine)
     folders = make_folders(directories, namespace)
+    files.raise_file_limit()
     return AioStorage(config, choice, directories, folders)
 
 
