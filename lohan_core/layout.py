@@ -96,7 +96,7 @@ class BlockLayout:
         return sum(slot.elements for slot in self.slots)
 
     def chunks(self, chunk_elements: int) -> tuple[Chunk, ...]:
-        """Cut the flat vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``; the last is shorter."""
+        """Cut the vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``."""
         if chunk_elements <= 0 or chunk_elements % BLOCK_ALIGNMENT:
             raise ValueError(f"chunk of {chunk_elements} elements is not a positive multiple of {BLOCK_ALIGNMENT}")
         starts = range(0, self.elements, chunk_elements)

@@ -55,8 +55,8 @@ class BlockProfile:
 
     ``elements`` is the length of the flat vector that the block owns, padding included; ``borrows`` names the blocks
     whose parameters it computes with too (the prelude, for a head tied to the embedding). ``input_bytes`` is the
-    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is the
-    peak of GPU memory that one backward with recomputation takes beside weights and gradients.
+    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is
+    the peak of GPU memory that one backward with recomputation takes beside weights and gradients.
     """
 
     name: str

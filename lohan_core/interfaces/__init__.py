@@ -1,0 +1,1 @@
+"""What each kind of backend promises, and what it is opened with."""

@@ -1,8 +1,8 @@
 """Storage: named extents of bytes, read and written asynchronously.
 
-A backend's ``open`` is called as ``open(config, namespace=..., default_directory=...)``: ``namespace`` is a short string
-that no other store uses, and a backend keeps its extents apart by it; ``default_directory`` is where extents go when
-the config names no directory (a path inside the run directory).
+A backend's ``open`` is called as ``open(config, namespace=..., default_directory=...)``: ``namespace`` is a short
+string that no other store uses, and a backend keeps its extents apart by it; ``default_directory`` is where extents go
+when the config names no directory (a path inside the run directory).
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class Transfer(Protocol):
     """An asynchronous I/O in flight. It owns its buffer until it is done, even if the caller drops it."""
 
     def wait(self) -> None:
-        """Block until the transfer is complete; raise :class:`~lohan_core.errors.StorageError` if it failed. May be called twice."""
+        """Block until the transfer is complete. May be called twice.
+
+        Raises:
+            StorageError: it failed.
+        """
 
     def done(self) -> bool:
         """Tell whether ``wait`` would return or raise at once."""
