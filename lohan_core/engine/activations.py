@@ -70,7 +70,7 @@ class Activations:
             on_host = index in packing.host
             region = self._host_region(task) if on_host else self._spill_slot(task)
             place = packing.host[index] if on_host else packing.ssd[index]
-            packed = pack(kept, place, region, asynchronous=self._device.type == "cuda")
+            packed = pack(kept, place, region, self._device)
             if packed is not None:
                 (host if on_host else ssd)[index] = packed
             elif index == INPUT:
@@ -117,7 +117,8 @@ class Activations:
             kept = saved.kept.pop(index, None)
         if kept is not None and Lane.D2H in self._streams:
             for tensor in kept.tensors():
-                tensor.record_stream(self._streams[Lane.D2H])
+                if tensor.device == self._device:
+                    tensor.record_stream(self._streams[Lane.D2H])
         return kept
 
     def _to_device(self, source: Tensor) -> Tensor:

@@ -121,8 +121,10 @@ def raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def pack(kept: Kept, place: Place, region: Tensor, *, asynchronous: bool) -> PackedOutput | None:
-    """Copy an operator's outputs to their place.
+def pack(kept: Kept, place: Place, region: Tensor, device: torch.device) -> PackedOutput | None:
+    """Copy an operator's outputs from the computing ``device`` to their place; on a GPU the copy is only issued.
+
+    Tensors elsewhere (attention on a GPU returns its seed on the CPU) are values like numbers: they stay as they are.
 
     Returns:
         How to read them back, or None if they do not fit: nothing was copied then.
@@ -133,11 +135,11 @@ def pack(kept: Kept, place: Place, region: Tensor, *, asynchronous: bool) -> Pac
     cursor = place.offset
     packed: list[Any] = []
     for leaf in leaves:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.device != device:
             packed.append(leaf)
             continue
         source = raw_bytes(leaf)
-        region[cursor : cursor + source.numel()].copy_(source, non_blocking=asynchronous)
+        region[cursor : cursor + source.numel()].copy_(source, non_blocking=device.type == "cuda")
         packed.append(PackedTensor(cursor, leaf.shape, leaf.stride(), leaf.dtype))
         cursor += round_up(source.numel(), TENSOR_ALIGNMENT)
     return PackedOutput(leaves=tuple(packed), spec=spec, random_state=kept.random_state)
