@@ -124,7 +124,7 @@ def open_dataset(
     return Dataset(
         row_length=row_length,
         packing=packing,
-        pad_id=_pad_id(tokenizer),
+        pad_id=_pad_id(tokenizer, vocabulary_size),
         digest=_digest(encoded_from, sequence_length, packing),
         report=_report(tokens, layout, row_length, sequence_length),
         tokenizer=tokenizer,
@@ -171,11 +171,12 @@ def _report(tokens: Tokens, layout: Layout, row_length: int, sequence_length: in
     )
 
 
-def _pad_id(tokenizer: Tokenizer | None) -> int:
-    # Any id will do: pads are neither attended to nor learned.
+def _pad_id(tokenizer: Tokenizer | None, vocabulary_size: int | None) -> int:
+    # Any id that the embedding has will do, for pads are neither attended to nor learned; some tokenizers have a pad
+    # token that was added after the model was trained.
     for name in ("pad_token_id", "eos_token_id"):
         token: int | None = getattr(tokenizer, name, None)
-        if token is not None:
+        if token is not None and (vocabulary_size is None or token < vocabulary_size):
             return token
     return 0
 

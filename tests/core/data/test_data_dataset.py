@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import byte_tokenizer
 
 from lohan_core.data import Batches, evaluation_batches, load_tokenizer, open_dataset
 from lohan_core.data.cache import open_or_build
@@ -58,9 +59,13 @@ def test_padded_rows_have_a_mask(open_data, write_lines):
     assert (batch.tokens, batch.loss_tokens) == (5, (2, 1))
 
 
-def test_padding_uses_the_tokenizers_pad(open_data, write_lines, model_dir):
-    dataset = open_data(write_lines({"text": "ab"}))
-    assert dataset.pad_id == load_tokenizer(model_dir).pad_token_id == 2
+def test_padding_uses_the_tokenizers_pad_if_the_model_has_it(open_data, write_lines, tmp_path):
+    tokenizer = byte_tokenizer(pad_token="<|new|>")  # noqa: S106 - not that kind of token
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = write_lines({"text": "ab"})
+    assert open_data(path).pad_id == tokenizer.pad_token_id == 259
+    assert open_data(path, vocabulary_size=260).pad_id == 259
+    assert open_data(path, vocabulary_size=259).pad_id == tokenizer.eos_token_id == 0
 
 
 @pytest.mark.parametrize(("longest", "sequence_length", "row_length"), [(3, 8, 8), (3, 100, 64), (65, 200, 128)])
