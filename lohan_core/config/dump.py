@@ -44,6 +44,7 @@ def plain(value: Any, type_: Any) -> Any:
         return value.value if isinstance(value, Enum) else str(value)
     if isinstance(value, Mapping):
         return {key: plain(inner, None) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item, None) for item in value]
+    if isinstance(value, tuple | list | set | frozenset):
+        ordered = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return [plain(item, None) for item in ordered]
     return value

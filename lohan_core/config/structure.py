@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.errors import ForbiddenExtraKeysError, StructureHandlerNotFoundError
+from cattrs.errors import StructureHandlerNotFoundError
 
 from lohan_core.config.document import Document, KeyPath, Origin
 from lohan_core.errors import ConfigError
@@ -72,7 +73,7 @@ def structure(
             try:
                 converter = _converter(document.origin(here).directory)
                 arguments[name] = converter.structure(values[name], field.type)
-            except (ValueError, TypeError, ForbiddenExtraKeysError) as error:
+            except (ValueError, TypeError) as error:
                 problems.add(here, str(error))
                 failed = True
             except StructureHandlerNotFoundError:
@@ -97,7 +98,8 @@ def structure_values(cls: type[A], values: Mapping[str, Any], source: str) -> A:
 
 def _attrs_class(type_: Any) -> type[attrs.AttrsInstance] | None:
     """Return the attrs class in ``X`` or ``X | None``."""
-    candidates: tuple[object, ...] = (type_, *get_args(type_))
+    alternatives = get_args(type_) if get_origin(type_) in {Union, types.UnionType} else ()
+    candidates: tuple[object, ...] = (type_, *alternatives)
     return next((cls for cls in candidates if isinstance(cls, type) and attrs.has(cls)), None)
 
 
@@ -119,7 +121,7 @@ def _construct(cls: type[T], arguments: Mapping[str, Any], path: KeyPath, proble
 @cache
 def _converter(directory: Path) -> cattrs.Converter:
     """Make a converter for values whose relative paths start from ``directory``."""
-    converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
+    converter = cattrs.Converter(detailed_validation=False)
     scalars: dict[type, Callable[[object], object]] = {
         bool: lambda value: _instance(value, bool, "true or false"),
         int: parse_whole_number,
@@ -137,6 +139,9 @@ def _converter(directory: Path) -> cattrs.Converter:
     converter.register_structure_hook(Bytes, lambda value, _: parse_bytes(value))
     converter.register_structure_hook_func(_is_literal, _choice_of_literal)
     converter.register_structure_hook_func(_is_sequence, lambda value, cls: _sequence(value, cls, converter))
+    converter.register_structure_hook_func(_is_mapping, lambda value, cls: _mapping(value, cls, converter))
+    # One that is a key's own type never comes here; inside a list its mistakes could not be named by key.
+    converter.register_structure_hook_func(attrs.has, _not_from_a_file)
     return converter
 
 
@@ -174,8 +179,29 @@ def _choice(value: object, choices: Sequence[str]) -> str:
     return str(value)
 
 
+def _not_from_a_file(_value: object, cls: Any) -> object:
+    raise StructureHandlerNotFoundError("", cls)
+
+
+def _is_mapping(cls: Any) -> bool:
+    return (get_origin(cls) or cls) in {dict, Mapping}
+
+
+def _mapping(value: object, cls: Any, converter: cattrs.Converter) -> object:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"wants keys with values, got {_shown(value)}")
+    key_type, value_type = get_args(cls) or (Any, Any)
+    items = {}
+    for key, inner in value.items():
+        try:
+            items[converter.structure(key, key_type)] = converter.structure(inner, value_type)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{key}: {error}") from None
+    return items
+
+
 def _is_sequence(cls: Any) -> bool:
-    return (get_origin(cls) or cls) in {tuple, list, Sequence}
+    return (get_origin(cls) or cls) in {tuple, list, set, frozenset, Sequence}
 
 
 def _sequence(value: object, cls: Any, converter: cattrs.Converter) -> object:
@@ -184,7 +210,8 @@ def _sequence(value: object, cls: Any, converter: cattrs.Converter) -> object:
         raise TypeError(f"wants a list, got one text; write [{value}]")
     if not isinstance(value, list | tuple):
         raise TypeError(f"wants a list, got {_shown(value)}")
-    container = list if (get_origin(cls) or cls) is list else tuple
+    origin = get_origin(cls) or cls
+    container = origin if origin in {list, set, frozenset} else tuple
     arguments: tuple[Any, ...] = get_args(cls) or (Any, ...)
     fixed = get_origin(cls) is tuple and arguments[-1] is not ...
     if fixed and len(value) != len(arguments):

@@ -65,6 +65,7 @@ class DiskConfig:
     level: Literal["low", "high"] = "low"
     weights: dict[str, float] = field(factory=dict)
     inner: Inner | None = None
+    tags: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -90,6 +91,7 @@ class Demanding:
 @frozen
 class Odd:
     value: int | str = 0
+    several: tuple[Inner, ...] = ()
 
 
 def a_registry():
@@ -150,7 +152,8 @@ def test_values_are_read_as_their_types(file):
         + "  dtype: float32\n  update: serial\n  durability: none\n  batch_size: 1e1\n  micro_batch_size: 5\n"
         + "memory: {gpu: 24GiB, host: 60GB, ssd: 1000000, chunk: 16MiB}\n"
         + "optimizer: {lr: 1e-4, betas: [9e-1, 1], schedule: cosine, max_grad_norm: null}\n"
-        + "storage: {engine: slow, stripe: 1.5MiB, limit: 1GB, label: '7', level: high, weights: {a: 1e-2}}\n",
+        + "storage: {engine: slow, stripe: 1.5MiB, limit: 1GB, label: '7', level: high, "
+        + "weights: {a: 1e-2}, tags: [b, a]}\n",
     )
     assert config.run.dtype is ComputeDtype.FLOAT32
     assert config.run.update is Update.SERIAL
@@ -169,6 +172,7 @@ def test_values_are_read_as_their_types(file):
         label="7",
         level="high",
         weights={"a": 0.01},
+        tags=frozenset({"a", "b"}),
     )
 
 
@@ -242,7 +246,10 @@ def test_a_file_named_relatively_still_gives_absolute_paths(file, monkeypatch):
             "storage:\n  level: hihg\n",
             "FILE:9: storage.level: got 'hihg'. Did you mean 'high'? Choose one of: high, low",
         ),
-        ("storage:\n  weights: {a: x}\n", "FILE:9: storage.weights: wants a number, got 'x'"),
+        ("storage:\n  weights: {a: x}\n", "FILE:9: storage.weights: a: wants a number, got 'x'"),
+        ("storage:\n  weights: 3\n", "FILE:9: storage.weights: wants keys with values, got 3"),
+        ("storage:\n  tags: fast\n", "FILE:9: storage.tags: wants a list, got one text; write [fast]"),
+        ("storage:\n  tags: [1]\n", "FILE:9: storage.tags: item 1: wants text, got 1; put it in quotes"),
         ("storage:\n  inner:\n    depth: 0\n", "FILE:10: storage.inner.depth: must be >= 1: 0"),
         ("storage:\n  inner:\n    dept: 0\n", "FILE:10: storage.inner.dept: unknown key. Did you mean 'depth'? "),
         ("storage:\n  inner: 3\n", "FILE:9: storage.inner: wants keys with values, got 3"),
@@ -260,6 +267,7 @@ def test_a_file_named_relatively_still_gives_absolute_paths(file, monkeypatch):
             "FILE:8: profiler.mode: must be in ('a', 'b') (got 'c')",
         ),
         ("profiler: {backend: file, file: x.txt, mode: b}\n", "FILE:8: profiler: mode b wants a .json file"),
+        ("planner: {backend: odd, several: [{}]}\n", "FILE:8: planner.several: its type tuple["),
         ("planner: {backend: odd, value: 3}\n", "FILE:8: planner.value: its type int | str in Odd cannot be read"),
     ],
 )
@@ -408,6 +416,7 @@ def configs(draw):
                 limit=draw(maybe_size),
                 label=draw(st.text(max_size=8)),
                 weights=draw(st.dictionaries(st.text(max_size=4), floats, max_size=3)),
+                tags=draw(st.frozensets(st.text(max_size=4), max_size=3)),
                 inner=draw(st.none() | st.builds(Inner, depth=positive, where=st.none() | paths)),
             ),
         ),
