@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from lohan_core.engine.packing import stored_bytes
 from lohan_core.layout import BlockLayout
 from lohan_core.model.cut import CutModel, LayerCall
-from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, nothing_saved
+from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, nothing_saved, storage_of
 from lohan_core.model.rng import preserved
 from lohan_core.profile import BlockProfile, Candidate, Role
 
@@ -63,7 +63,7 @@ class _Operators(OperatorCounter):
         name = f"{func.overloadpacket.__name__}.{index}"
         self.candidates[index] = Candidate(index=index, operator=name, bytes=size, flops=flops, seconds=seconds)
         for tensor in kept.tensors():
-            self._storages[tensor.untyped_storage().data_ptr()] = index
+            self._storages[storage_of(tensor)] = index
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

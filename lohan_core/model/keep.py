@@ -25,7 +25,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lohan_core.model.rng import get_random_state, set_random_state
 
-__all__ = ["Keeping", "Kept", "OperatorCounter", "Replaying", "is_keepable", "mutated_storages", "nothing_saved"]
+__all__ = [
+    "Keeping",
+    "Kept",
+    "OperatorCounter",
+    "Replaying",
+    "is_keepable",
+    "mutated_storages",
+    "nothing_saved",
+    "storage_of",
+]
 
 
 @frozen(kw_only=True)
@@ -63,7 +72,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def mutated_storages(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the addresses of the storages that an operator writes into."""
+    """Yield the identities of the storages that an operator writes into, as :func:`storage_of` gives them."""
     schema = func._schema  # noqa: SLF001 - as above
     if not schema.is_mutable:
         return
@@ -73,7 +82,12 @@ def mutated_storages(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[st
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
-                yield tensor.untyped_storage().data_ptr()
+                yield storage_of(tensor)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Identify a tensor's storage while it lives, with or without memory behind it."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch offers no public identity
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -87,8 +101,9 @@ class OperatorCounter(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Count one operator and hand it on with its index."""
-        if func.overloadpacket is torch.ops.aten.detach:
-            return func(*args, **(kwargs or {}))  # autograd's own, and more of them where saved tensors pass a hook
+        if func.overloadpacket is torch.ops.aten.detach or func.namespace == "prim":
+            # Autograd's own, more of them where saved tensors pass a hook; and questions to tensors without memory.
+            return func(*args, **(kwargs or {}))
         index = self.count
         self.count += 1
         return self.run(index, func, args, kwargs or {})
@@ -122,7 +137,7 @@ class Keeping(OperatorCounter):
                 random_state=get_random_state(self._device) if draws else None,
             )
             for tensor in self.kept[index].tensors():
-                self._storages[tensor.untyped_storage().data_ptr()] = index
+                self._storages[storage_of(tensor)] = index
         return outputs
 
 
