@@ -39,8 +39,9 @@ __all__ = ["StorageBench", "StorageBenchOptions", "StorageBenchRow", "render", "
 
 _BACKEND = "aio"
 _EXTENT = "bench"
-# Each of so many requests holds as many blocks as may be in flight, so that the queue never runs dry between them.
-_REQUESTS = 3
+# Each request holds a quarter of the blocks that may be in flight, and so many are started ahead: the queue does not run
+# dry while one is waited for, and the buffers are not much larger than fio's.
+_REQUESTS = 6
 
 
 @frozen(kw_only=True)
@@ -62,8 +63,8 @@ class StorageBenchOptions:
     block_bytes: Bytes = field(default=Bytes(1 << 20), validator=gt(Bytes(0)))
     depth: int = field(default=32, validator=ge(1))
     engine: str = field(default="auto", validator=in_(["auto", "io_uring", "libaio", "threads"]))
-    rounds: int = field(default=5, validator=ge(1))
-    seconds: float = field(default=2.0, validator=gt(0))
+    rounds: int = field(default=9, validator=ge(1))
+    seconds: float = field(default=1.0, validator=gt(0))
 
 
 @frozen(kw_only=True)
@@ -148,7 +149,7 @@ class _Stream:
         self._seconds = options.seconds
         from lohan_core.memory import allocate_host
 
-        request_bytes = min(options.block_bytes * options.depth, options.size_bytes)
+        request_bytes = min(options.block_bytes * max(1, options.depth // 4), options.size_bytes)
         self._buffers = [allocate_host(request_bytes, pin=False).random_(0, 256) for _ in range(_REQUESTS)]
         storage.register(self._buffers)
 
