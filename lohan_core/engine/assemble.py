@@ -19,7 +19,15 @@ from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Lanes
 from lohan_core.engine.measure import free_device_bytes
 from lohan_core.engine.packing import plan_packing
-from lohan_core.engine.parts import Parts, Report, open_parts, optimizer_settings
+from lohan_core.engine.parts import (
+    Parts,
+    Report,
+    make_store,
+    open_parts,
+    optimizer_settings,
+    store_identity,
+    take_up_store,
+)
 from lohan_core.engine.states import States
 from lohan_core.engine.updates import Updates
 from lohan_core.engine.weights import Weights
@@ -31,6 +39,7 @@ from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
 from lohan_core.schedule.build import build_schedule, gradients_wait
 from lohan_core.schedule.task import Lane
+from lohan_core.store import Store
 from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -68,14 +77,19 @@ def open_engine(
     registry = registry or load_registry()
     device = resolve_device(config.run.device)
     _cap_device_memory(config, device)
-    parts = open_parts(config, registry, device, identity or {}, report)
+    parts = open_parts(config, registry, device)
     with ExitStack() as on_failure:
-        on_failure.callback(parts.store.close)
+        on_failure.callback(parts.close)
+        whole = {**store_identity(config, parts), **(identity or {})}
+        store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         subject = Subject(model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample)
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
         workload = _workload(config, sample, parts.chunk_elements)
-        engine = _assemble(config, parts, profile, workload, plan or _plan(config, registry, profile, workload, parts))
+        chosen = plan or _plan(config, registry, profile, workload, parts)
+        # A new store comes after the plan: what does not fit is refused before the model is read and copied.
+        store = store or make_store(config, parts, whole, report)
+        engine = _assemble(config, parts, store, profile, workload=workload, plan=chosen)
         on_failure.pop_all()
     return engine
 
@@ -135,7 +149,9 @@ def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
     )
 
 
-def _assemble(config: Config, parts: Parts, profile: Profile, workload: Workload, plan: Plan) -> Engine:
+def _assemble(
+    config: Config, parts: Parts, store: Store, profile: Profile, *, workload: Workload, plan: Plan
+) -> Engine:
     """Reserve all memory and wire the actions of every task."""
     device, dtype, blocks = parts.model.device, parts.model.dtype, parts.model.blocks
     pin = device.type == "cuda"
@@ -143,7 +159,7 @@ def _assemble(config: Config, parts: Parts, profile: Profile, workload: Workload
     schedule = build_schedule(plan, profile, workload)
     buffers = Buffers(schedule, device)
     parts.storage.register([buffers.host_arena])
-    states = States(blocks, plan, parts.form, parts.store, workload.chunk_elements, pin=pin)
+    states = States(blocks, plan, parts.form, store, workload.chunk_elements, pin=pin)
     lanes = Lanes(device)
     weights = Weights(blocks, states, buffers, dtype)
     gradients = Gradients(blocks, buffers, dtype)
@@ -187,5 +203,5 @@ def _assemble(config: Config, parts: Parts, profile: Profile, workload: Workload
         activations=activations,
         updates=updates,
         actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},
-        finished_step=parts.store.committed_step,
+        finished_step=store.committed_step,
     )

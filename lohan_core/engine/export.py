@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lohan_core.config.sections import Config
-from lohan_core.engine.parts import Report, open_parts
+from lohan_core.engine.parts import Report, open_parts, take_up_store
 from lohan_core.engine.states import parameters_in_store
 from lohan_core.registry import Registry
 from lohan_core.weights import write_model
@@ -31,10 +31,11 @@ def export_run(config: Config, out: Path, dtype: torch.dtype, *, registry: Regis
     Raises:
         LohanError: there is no such run, it is in use, or ``out`` cannot be written.
     """
-    parts = open_parts(config, registry, torch.device("cpu"), {}, report, existing=True)
+    parts = open_parts(config, registry, torch.device("cpu"), existing=True)
     try:
-        blocks = parameters_in_store(parts.store, parts.model.blocks, parts.form, parts.chunk_elements, dtype)
+        store = take_up_store(parts, parts.directory.manifest.identity, report)
+        blocks = parameters_in_store(store, parts.model.blocks, parts.form, parts.chunk_elements, dtype)
         write_model(out, blocks, parts.checkpoint, dtype)
-        return parts.store.committed_step
+        return store.committed_step
     finally:
-        parts.store.close()
+        parts.close()

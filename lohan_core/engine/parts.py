@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from attrs import define
@@ -28,16 +28,21 @@ from lohan_core.states import chunk_alignment
 from lohan_core.store import Store, StoreDirectory
 from lohan_core.weights import Checkpoint
 
-__all__ = ["Parts", "Report", "model_identity", "open_parts", "optimizer_settings", "store_path"]
+__all__ = [
+    "Parts",
+    "Report",
+    "make_store",
+    "open_parts",
+    "optimizer_settings",
+    "store_identity",
+    "store_path",
+    "take_up_store",
+]
 
 SCRATCH_PREFIX = "scratch/"
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""
-
-
-class _Closes(Protocol):
-    def close(self) -> None: ...
 
 
 @define(kw_only=True)
@@ -46,31 +51,28 @@ class Parts:
 
     model: CutModel
     checkpoint: Checkpoint
+    directory: StoreDirectory
     storage: Storage
     optimizer: Optimizer
     form: StateFormat
-    store: Store
     chunk_elements: int
 
+    def close(self) -> None:
+        """Close the storage and let go of the store's lock. A second call does nothing."""
+        try:
+            self.storage.close()
+        finally:
+            self.directory.close()
 
-def open_parts(
-    config: Config,
-    registry: Registry,
-    device: torch.device,
-    identity: Mapping[str, str],
-    report: Report,
-    *,
-    existing: bool = False,
-) -> Parts:
-    """Open a run's parts; make its store from the checkpoint if there is none yet, or verify the one there is.
+
+def open_parts(config: Config, registry: Registry, device: torch.device, *, existing: bool = False) -> Parts:
+    """Open a run's parts, and lock its store.
 
     Args:
         config: the run's config.
         registry: where backends are found.
         device: where buffers of the model go.
-        identity: what else the store must agree on, beside model, optimizer and dtype.
-        report: told how long steps go.
-        existing: refuse to make a store.
+        existing: refuse a run that has no store.
 
     Raises:
         LohanError: anything that the user can mend. Nothing is left open then.
@@ -80,44 +82,51 @@ def open_parts(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
     )
     form = StateFormat(optimizer, model.dtype)
-    chunk_elements = round_up(config.memory.chunk // 4, chunk_alignment(form.vectors))
+    path = store_path(config)
+    directory = StoreDirectory.existing(path) if existing else StoreDirectory.at(path)
     with ExitStack() as on_failure:
-
-        def closed_on_failure(part: _Closes) -> None:
-            on_failure.callback(part.close)
-
-        path = store_path(config)
-        directory = StoreDirectory.existing(path) if existing else StoreDirectory.at(path)
-        closed_on_failure(directory)
+        on_failure.callback(directory.close)
         storage = _open_storage(config, registry, directory)
-        closed_on_failure(storage)
-        whole = {**model_identity(config, model, form), **identity}
-        if directory.holds_commit:
-            known = directory.manifest.identity if existing else whole
-            store = Store.open(
-                directory, storage, known, progress=lambda done, total: report("verifying the store", done, total)
-            )
-        else:
-            store = Store.create(
-                directory,
-                storage,
-                form.extents(model.blocks),
-                whole,
-                versions=2 if config.run.durability is Durability.STEP else 1,
-                checksums=config.run.checksums,
-            )
-            closed_on_failure(store)
-            fill_store(store, model.blocks, form, checkpoint, chunk_elements=chunk_elements, report=report)
         on_failure.pop_all()
     return Parts(
         model=model,
         checkpoint=checkpoint,
+        directory=directory,
         storage=storage,
         optimizer=optimizer,
         form=form,
-        store=store,
-        chunk_elements=chunk_elements,
+        chunk_elements=round_up(config.memory.chunk // 4, chunk_alignment(form.vectors)),
     )
+
+
+def take_up_store(parts: Parts, identity: Mapping[str, str], report: Report) -> Store:
+    """Open the store that was committed, and verify it.
+
+    Raises:
+        StoreError: of another identity, or damaged.
+    """
+    return Store.open(
+        parts.directory,
+        parts.storage,
+        identity,
+        progress=lambda done, total: report("verifying the store", done, total),
+    )
+
+
+def make_store(config: Config, parts: Parts, identity: Mapping[str, str], report: Report) -> Store:
+    """Make the store from the checkpoint. Raises LohanError."""
+    store = Store.create(
+        parts.directory,
+        parts.storage,
+        parts.form.extents(parts.model.blocks),
+        identity,
+        versions=2 if config.run.durability is Durability.STEP else 1,
+        checksums=config.run.checksums,
+    )
+    fill_store(
+        store, parts.model.blocks, parts.form, parts.checkpoint, chunk_elements=parts.chunk_elements, report=report
+    )
+    return store
 
 
 def store_path(config: Config) -> Path:
@@ -125,17 +134,30 @@ def store_path(config: Config) -> Path:
     return config.run.dir / "store"
 
 
-def model_identity(config: Config, model: CutModel, form: StateFormat) -> dict[str, str]:
-    """What a store's states depend on: another model, optimizer or dtype cannot go on with them."""
-    layout = [[slot.name, slot.shape, slot.offset] for block in model.blocks for slot in block.slots]
-    architecture = json.dumps([model.model.config.to_dict(), layout], sort_keys=True, default=str)
-    fields = [f"{field.name}:{field.dtype}:{field.elements_per_value}" for field in form.fields]
+def store_identity(config: Config, parts: Parts) -> dict[str, str]:
+    """What a store's states depend on: another model, optimizer or dtype cannot go on with them.
+
+    Where the model lies does not matter, and neither does the version of transformers that reads it.
+    """
+    layout = [[slot.name, slot.shape, slot.offset] for block in parts.model.blocks for slot in block.slots]
+    architecture = json.dumps([_lasting(parts.model.model.config.to_dict()), layout], sort_keys=True, default=str)
+    fields = [f"{field.name}:{field.dtype}:{field.elements_per_value}" for field in parts.form.fields]
     return {
-        "model": hashlib.blake2b(architecture.encode(), digest_size=8).hexdigest(),
+        "model (config)": hashlib.blake2b(architecture.encode(), digest_size=8).hexdigest(),
+        "model (weights)": parts.checkpoint.files.fingerprint(),
         "optimizer.backend": f"{config.optimizer.name} ({', '.join(fields)})",
         "run.dtype": str(config.run.dtype),
         "run.durability": str(config.run.durability),
+        "run.checksums": str(config.run.checksums),
     }
+
+
+def _lasting(config: Any) -> Any:
+    """Leave out of a model's config what changes when the model is moved or transformers is updated."""
+    if not isinstance(config, dict):
+        return config
+    passing = {"_name_or_path", "transformers_version"}
+    return {key: _lasting(value) for key, value in config.items() if key not in passing}
 
 
 def optimizer_settings(config: Config) -> OptimizerConfig:

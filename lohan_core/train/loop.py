@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch
 from rich.console import Console
 
 from lohan_core.config import Config, dump_config
-from lohan_core.data import Batches, Dataset, evaluation_batches
+from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.registry import Registry
+from lohan_core.store.durable import replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics
 from lohan_core.train.progress import RunProgress
@@ -71,7 +73,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         _require_positions(config, engine)
         for line in engine.description:
             progress.say(line)
-        (config.run.dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        replace_durably(config.run.dir / "config.yaml", dump_config(config).encode())
         run = _Run(config, engine, batches, evaluation, progress)
         stack.callback(run.metrics.close)
         complete = run.to_the_end(stop)
@@ -116,7 +118,7 @@ class _Run:
             if stop or engine.finished_step >= run.steps:
                 if engine.durable_step < engine.finished_step:
                     engine.save(last_entry)
-                return engine.finished_step >= run.steps
+                return not stop
             last_entry = self._step()
 
     def _step(self) -> Mapping[str, Any]:
@@ -152,16 +154,31 @@ class _Run:
             micro_batch_size=self._config.run.micro_batch_size,
         )
         began = time.perf_counter()
-        loss = self._engine.evaluate(batches)
+        loss = self._engine.evaluate(_until(stop, batches))
+        if stop:
+            return  # the loss may be of some batches only; whoever goes on evaluates anew
         self.metrics.add({"step": step, "eval_loss": loss, "eval_seconds": time.perf_counter() - began})
         self._progress.say(f"step {step}: evaluation loss {loss:.4f}")
 
     def write_model(self) -> None:
-        """Write ``model/`` unless an earlier process did."""
-        out = self._config.run.dir / "model"
-        if not (out / "config.json").is_file():
-            self._engine.export(out, getattr(torch, self._config.run.dtype))
+        """Write ``model/`` unless an earlier process did, at this very step: a run may be told to take more steps."""
+        engine, out = self._engine, self._config.run.dir / "model"
+        for abandoned in out.parent.glob(f".{out.name}.*.partial"):  # by a process that was killed: we hold the lock
+            shutil.rmtree(abandoned)
+        if engine.progress.get("model") != engine.finished_step or not out.is_dir():
+            if out.is_dir():
+                shutil.rmtree(out)
+            engine.export(out, getattr(torch, self._config.run.dtype))
+            engine.save({**engine.progress, "model": engine.finished_step})
         self._progress.say(f"the model is in {out}")
+
+
+def _until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass batches on, at least one, until a stop is asked for."""
+    for batch in batches:
+        yield batch
+        if stop:
+            return
 
 
 def _entry(result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
+from lohan_core.store.durable import replace_durably
 
 __all__ = ["Metrics", "read_metrics"]
 
@@ -39,16 +42,23 @@ class Metrics:
         if last is not None and (not steps or steps[-1] < step):
             entries.append(dict(last))
         self.evaluated = {entry["step"] for entry in entries if "eval_loss" in entry}
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-        partial.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        replace_durably(path, b"".join(_line(entry) for entry in entries))
+        self._path = path
+        # Without a buffer: one that could not be written would be tried again by close.
+        self._file = path.open("ab", buffering=0)
         self._events = _open_events(tensorboard, purge_step=step + 1) if tensorboard else None
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Append one object; its ``step`` orders it."""
-        self._file.write(json.dumps(dict(entry)) + "\n")
-        self._file.flush()
+        """Append one object; its ``step`` orders it. Raises StorageError."""
+        rest = _line(entry)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise StorageError(
+                code, f"{self._path}: cannot be written: {os.strerror(code)}", str(self._path)
+            ) from error
         if "eval_loss" in entry:
             self.evaluated.add(entry["step"])
         if self._events is not None:
@@ -62,6 +72,10 @@ class Metrics:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(entry)).encode() + b"\n"
 
 
 def _open_events(folder: Path, purge_step: int) -> Any:

@@ -1,0 +1,163 @@
+"""A run that was stopped, or killed at any instant, ends as one that never was: metrics and model, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+from command_line import Death
+
+STOPPED = 3
+IN_HOST_MEMORY = {"run": {"checkpoint_every": 3}, "planner": {"states": "host"}}
+OVERWRITING = {"run": {"durability": "none"}}
+BFLOAT16 = {"run": {"dtype": "bfloat16"}}
+
+
+def finish(ours, undisturbed, **changes):
+    """Carry the run out to its end and compare."""
+    ended = ours.train()
+    assert ended.code == 0, ended
+    assert "Traceback" not in ended.err
+    metrics, model = ours.outcome()
+    expected_metrics, expected_model = undisturbed(**changes)
+    assert metrics == expected_metrics
+    assert model.keys() == expected_model.keys()
+    assert [name for name in model if model[name] != expected_model[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (signal.SIGINT, {}),
+        (signal.SIGTERM, BFLOAT16),
+        (signal.SIGINT, IN_HOST_MEMORY),
+        (signal.SIGTERM, OVERWRITING),
+    ],
+    ids=["ssd", "bfloat16", "host", "overwriting"],
+)
+def test_a_signal_stops_in_good_order(make_run, undisturbed, number, changes):
+    run = make_run(**changes)
+    running = run.start()
+    running.until(lambda: run.steps() >= 2)
+    running.signal(number)
+    ended = running.wait()
+    steps = run.steps()
+    assert (ended.code, ended.err) == (STOPPED, "")
+    assert f"{number.name}: step {steps} is saved" in ended.out.splitlines()[-1]
+    assert 2 <= steps < 9
+    assert run.manifest()["commit"]["step"] == steps
+    assert not (run.directory / "model").exists()
+    finish(run, undisturbed, **changes)
+
+
+def test_a_second_signal_does_not_wait(make_run, undisturbed):
+    run = make_run()
+    running = run.start()
+    running.freeze_when(lambda: run.steps() >= 2)
+    running.signal(signal.SIGTERM)
+    running.signal(signal.SIGINT)
+    running.signal(signal.SIGCONT)
+    ended = running.wait()
+    assert ended.code not in {0, 2}
+    assert "Traceback" not in ended.err
+    finish(run, undisturbed)
+
+
+def test_killed_before_the_first_step(make_run, undisturbed):
+    run = make_run()
+    for death in (
+        Death(event="os.rename", path=r"data/\w+\.partial$", nth=2),  # the evaluation data are tokenised
+        Death(event="open", path=r"exp_avg%2E2%2E1.*\.extent$", nth=1),  # half of the extents are reserved
+        Death(event="os.rename", path=r"manifest\.json\.new$", nth=1),  # all is written, but not yet committed
+        Death(event="os.rename", path=r"metrics\.jsonl$", nth=1),
+    ):
+        ended = run.train(dies=death)
+        assert ended.code == -signal.SIGKILL, (death, ended)
+    assert run.manifest()["commit"]["step"] == 0
+    finish(run, undisturbed)
+
+
+def test_killed_while_a_step_becomes_durable(make_run, undisturbed):
+    run = make_run()
+    before_rename = Death(event="os.rename", path=r"manifest\.json\.new$", nth=4)
+    after_rename = Death(event="open", path=r"/store$", nth=2)
+    assert run.train(dies=before_rename).code == -signal.SIGKILL
+    assert (run.manifest()["commit"]["step"], run.steps()) == (1, 1)
+    assert run.train(dies=after_rename).code == -signal.SIGKILL
+    assert (run.manifest()["commit"]["step"], run.steps()) == (3, 2)  # of the third step only the store knows
+    finish(run, undisturbed)
+
+
+def test_killed_while_it_evaluates(make_run, undisturbed):
+    run = make_run()
+    running = run.start()
+    running.freeze_when(lambda: run.steps() == 3 and "loss" in run.metrics()[-1])
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    finish(run, undisturbed)
+
+
+def test_killed_while_the_model_is_written(make_run, undisturbed):
+    run = make_run()
+    ended = run.train(dies=Death(event="os.rename", path="run/model$", nth=1))
+    assert ended.code == -signal.SIGKILL
+    assert not (run.directory / "model").exists()
+    finish(run, undisturbed)
+    assert not list(run.directory.glob(".*")), "what the killed process had written of the model is still there"
+
+
+@pytest.mark.parametrize("changes", [{}, IN_HOST_MEMORY], ids=["ssd", "host"])
+def test_killed_at_random_instants(make_run, undisturbed, changes):
+    dice = random.Random(20261120)
+    run = make_run(**changes)
+    durable = 0
+    for steps in (1, 3, 5, 7):
+        running = run.start()
+        running.until(lambda steps=steps: run.steps() >= steps)
+        time.sleep(dice.uniform(0.0, 0.15))
+        running.signal(signal.SIGKILL)
+        assert running.wait().code == -signal.SIGKILL
+        assert run.manifest()["commit"]["step"] >= durable
+        durable = run.manifest()["commit"]["step"]
+    finish(run, undisturbed, **changes)
+
+
+def test_killed_at_random_system_calls(make_run, undisturbed):
+    dice = random.Random(20261120)
+    run = make_run()
+    for _ in range(5):
+        ended = run.train(dies=Death(event=r"open|os\..*", path=str(run.directory), nth=dice.randrange(1, 60)))
+        assert ended.code == -signal.SIGKILL, ended
+    finish(run, undisturbed)
+
+
+def test_without_durability_a_killed_run_is_refused_for_good(make_run):
+    run = make_run(**OVERWRITING)
+    in_the_third_step = Death(event="open", path=r"/store$", nth=7)
+    ended = run.train(dies=in_the_third_step)
+    assert ended.code == -signal.SIGKILL
+    before = run.manifest()
+    for _ in range(2):
+        ended = run.train()
+        assert ended.code == 2
+        assert ended.err.startswith("error: ")
+        assert len(ended.err.splitlines()) == 1
+        assert "run.durability: none was interrupted after step 2" in ended.err
+        assert run.manifest() == before
+
+
+def test_a_run_directory_may_be_moved_and_its_model_too(make_run, undisturbed, materials):
+    run = make_run()
+    running = run.start()
+    running.until(lambda: run.steps() >= 3)
+    running.signal(signal.SIGTERM)
+    assert running.wait().code == STOPPED
+    (materials / "gpt2").rename(materials / "elsewhere")
+    try:
+        moved = make_run("moved", model={"path": str(materials / "elsewhere")})
+        run.directory.rename(moved.directory)
+        finish(moved, undisturbed)
+    finally:
+        (materials / "elsewhere").rename(materials / "gpt2")
