@@ -39,8 +39,8 @@ __all__ = ["StorageBench", "StorageBenchOptions", "StorageBenchRow", "render", "
 
 _BACKEND = "aio"
 _EXTENT = "bench"
-# Each request holds a quarter of the blocks that may be in flight, and so many are started ahead: the queue does not run
-# dry while one is waited for, and the buffers are not much larger than fio's.
+# Each request holds a quarter of the blocks that may be in flight, and so many are started ahead: the queue does not
+# run dry while one is waited for, and the buffers are not much larger than fio's.
 _REQUESTS = 6
 
 

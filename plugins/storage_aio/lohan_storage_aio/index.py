@@ -63,10 +63,10 @@ def load_index(folders: Sequence[Path], striping: Striping) -> Index:
         for folder in folders:
             if any(folder.glob(f"*{SUFFIX}")) or (folder / INDEX_NAME).exists():
                 raise StoreError(f"{path} is missing, but {folder} holds extents; {_ADVICE}")
-        index = Index(stripe_bytes=striping.stripe_bytes, shares=striping.shares, extents={})
-        save_index(folders[0], index)
-        return index
+        return _start_index(folders[0], striping)
     index = _parse(path)
+    if not index.extents:
+        return _start_index(folders[0], striping)
     if len(index.shares) != len(striping.shares):
         raise StoreError(
             f"{path}: written over {len(index.shares)} directories, storage.directories names {len(striping.shares)}; "
@@ -82,6 +82,12 @@ def load_index(folders: Sequence[Path], striping: Striping) -> Index:
             f"{path}: written with shares {list(index.shares)}, but storage.weights now gives {list(striping.shares)}; "
             "set it back, or start in another run directory"
         )
+    return index
+
+
+def _start_index(folder: Path, striping: Striping) -> Index:
+    index = Index(stripe_bytes=striping.stripe_bytes, shares=striping.shares, extents={})
+    save_index(folder, index)
     return index
 
 
