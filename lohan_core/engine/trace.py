@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from lohan_core.engine.packing import stored_bytes
-from lohan_core.layout import BlockLayout
 from lohan_core.model.cut import CutModel, LayerCall
 from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, nothing_saved, storage_of
 from lohan_core.model.rng import preserved
@@ -107,7 +106,7 @@ def trace_model(model: CutModel, inputs: Mapping[str, Tensor], device: torch.dev
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     with preserved(device):
         torch.manual_seed(0)
-        views = _random_weights(model, model.blocks[0], device)
+        views = model.random_weights(0)
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
         hidden = hidden.detach().contiguous()
@@ -136,17 +135,8 @@ def trace_model(model: CutModel, inputs: Mapping[str, Tensor], device: torch.dev
     return tuple(profiles)
 
 
-def _random_weights(model: CutModel, block: BlockLayout, device: torch.device) -> dict[str, Tensor]:
-    shapes = {slot.name: slot.shape for slot in block.slots}
-    shapes.update({entry.name: entry.slot.shape for entry in block.borrowed})
-    return {
-        name: torch.randn(shape, dtype=model.dtype, device=device).mul_(0.02).requires_grad_()
-        for name, shape in shapes.items()
-    }
-
-
 def _look_at_layer(model: CutModel, index: int, hidden: Tensor, call: LayerCall, device: torch.device) -> _Look:
-    views = _random_weights(model, model.blocks[index], device)
+    views = model.random_weights(index)
     hidden = hidden.detach().requires_grad_()
     best: _Operators | None = None
     for _ in range(2):  # the first pays for warming up
@@ -170,7 +160,7 @@ def _edge(
 ) -> BlockProfile:
     """Look at the prelude or the postlude: whole, since nothing of them is kept."""
     block = model.blocks[index]
-    views = _random_weights(model, block, device)
+    views = model.random_weights(index)
     operators = _Operators(device)
     with nothing_saved(), operators:
         if index == 0:

@@ -112,6 +112,16 @@ class CutModel:
             name: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for name, t in self._stand_ins.items()
         }
 
+    def random_weights(self, block: int) -> dict[str, Tensor]:
+        """Draw parameters for one block, small and normally distributed, as leaves that require grad."""
+        layout = self.blocks[block]
+        shapes = {slot.name: slot.shape for slot in layout.slots}
+        shapes.update({entry.name: entry.slot.shape for entry in layout.borrowed})
+        return {
+            name: torch.randn(shape, dtype=self.dtype, device=self.device).mul_(0.02).requires_grad_()
+            for name, shape in shapes.items()
+        }
+
     def prelude(
         self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[LayerCall, ...]]:
