@@ -17,7 +17,7 @@ from lohan_core.engine.lanes import Action, Lanes
 from lohan_core.engine.states import States
 from lohan_core.engine.step import StepData, as_step_inputs, micro_batch_seed
 from lohan_core.engine.updates import Updates
-from lohan_core.errors import PlanError
+from lohan_core.errors import PlanError, StoreError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
 from lohan_core.model.rng import preserved, seeded_state
@@ -76,6 +76,7 @@ class Engine:
     _updates: Updates
     _actions: Mapping[Op, Action]
     _finished_step: int
+    _between_steps: bool = False
     _closed: bool = False
 
     @property
@@ -104,7 +105,9 @@ class Engine:
             StorageError: a drive failed; the last durable step is intact.
             PlanError: the device ran out of memory; likewise intact.
             NonFiniteGradientError: likewise intact.
+            StoreError: an earlier step failed; open the run again to go on.
         """
+        self._require_whole_states()
         began = time.perf_counter()
         if len(batch.micro_batches) != self.workload.micro_batches:
             raise ValueError(
@@ -113,9 +116,11 @@ class Engine:
         step = self._finished_step + 1
         read_before, written_before = self._storage.bytes_moved()
         data = self._begin(batch, step, lr)
+        self._between_steps = True
         timeline = self._execute(self.schedule)
         loss = data.loss
         self._states.store.finish_step()
+        self._between_steps = False
         self._finished_step = step
         read, written = self._storage.bytes_moved()
         return StepResult(
@@ -131,6 +136,7 @@ class Engine:
 
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """Return the mean loss over all predicted tokens of ``batches``, without dropout and without training."""
+        self._require_whole_states()
         total = tokens = 0.0
         self.model.model.eval()
         try:
@@ -146,6 +152,7 @@ class Engine:
 
     def save(self, progress: Mapping[str, Any]) -> None:
         """Make the last finished step durable, with ``progress``, JSON values for resuming, beside it."""
+        self._require_whole_states()
         if self._states.resident and self._finished_step != self.durable_step:
             self._states.write_resident()
             self._states.store.finish_step()
@@ -157,6 +164,7 @@ class Engine:
         Raises:
             ModelError: ``out`` is not empty, or its drive has too little space.
         """
+        self._require_whole_states()
         write_model(out, self._states.parameters(dtype), self._checkpoint, dtype)
 
     def close(self) -> None:
@@ -184,6 +192,14 @@ class Engine:
                 f"memory.gpu: step {self._finished_step + 1} needs more device memory than the plan foresaw "
                 f"({str(error).splitlines()[0]}); lower run.micro_batch_size or keep less on the GPU"
             ) from error
+
+    def _require_whole_states(self) -> None:
+        """Refuse to go on from states of which a failed step has updated some and not others."""
+        if self._between_steps:
+            raise StoreError(
+                f"step {self._finished_step + 1} failed part of the way; open the run again to go on from step "
+                f"{self.durable_step}, the last durable one"
+            )
 
     def _begin(self, batch: Batch, step: int, lr: float) -> StepData:
         device = self.model.device

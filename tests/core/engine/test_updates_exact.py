@@ -10,6 +10,7 @@ from tiny_runs import different, open_run, plain_step
 from torch import nn
 
 from lohan_core.engine.updates import NonFiniteGradientError
+from lohan_core.errors import StoreError
 from lohan_core.interfaces.optimizer import Hyperparameters
 from lohan_core.reference.torch_adamw import AdamWConfig, TorchAdamW
 
@@ -221,6 +222,8 @@ def test_a_step_that_diverges_leaves_the_last_durable_one(tmp_path, models, stat
         with pytest.raises(NonFiniteGradientError, match=r"^step 3: the gradient norm is (nan|inf); "):
             engine.step(batch, lr=LR)
         assert (engine.finished_step, engine.durable_step) == (2, 1)
+        with pytest.raises(StoreError, match=r"^step 3 failed part of the way; .* step 1, the last durable one$"):
+            engine.save({})
     with open_run(tmp_path / "run", models["gpt2"], batch, **sections) as engine:
         assert not different(exported(engine, tmp_path / "found"), expected)
         assert engine.step(batch, lr=LR).step == 2
