@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 from attrs import frozen
 
+from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
+from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
-from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
 from lohan_core.units import format_bytes
 
-__all__ = ["Evaluation", "Shortfall", "check_plan", "evaluate", "require_feasible"]
+__all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible"]
 
 _REMEDIES = {
     Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or set run.durability: none",
 }
+
+
+class TimeModel(StrEnum):
+    """How a step's length is predicted. Whether a plan fits does not depend on it."""
+
+    SIMULATION = "simulation"
+    """The schedule's tasks, one by one."""
+    LANES = "lanes"
+    """Forward and backward, each as long as its busiest lane: the paper's equations with what they leave out."""
+    PAPER = "paper"
+    """The paper's equations (Ratel section IV-D), exactly."""
 
 
 @frozen(kw_only=True)
@@ -70,20 +84,26 @@ def check_plan(plan: Plan, profile: Profile) -> None:
             raise PlanError(f"planner {plan.planner!r}: block {block.name} has no candidate {min(unknown)}")
 
 
-def evaluate(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Evaluation:
-    """Grade a plan by simulating the schedule that would carry it out.
+def evaluate(
+    plan: Plan,
+    profile: Profile,
+    workload: Workload,
+    budget: Budget,
+    model: TimeModel = TimeModel.SIMULATION,
+) -> Evaluation:
+    """Grade a plan: predict its step by ``model``, and add up the memory of the schedule that would carry it out.
 
     Raises:
         PlanError: the plan is not one for this model.
     """
     check_plan(plan, profile)
-    schedule = build_schedule(plan, profile, workload)
-    timeline = simulate(schedule, profile.machine)
+    seconds, busy = _predict(plan, profile, workload, budget, model)
+    memory = build_memory(plan, profile, workload)
     available = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
-    peak = {tier: schedule.bytes_on(tier) for tier in Tier}
+    peak = {tier: memory.bytes_on(tier) for tier in Tier}
     return Evaluation(
-        seconds=timeline.seconds,
-        busy_seconds=timeline.busy_seconds(),
+        seconds=seconds,
+        busy_seconds=busy,
         peak_bytes=peak,
         shortfalls=tuple(
             Shortfall(tier=tier, needed_bytes=peak[tier], available_bytes=available[tier])
@@ -93,13 +113,26 @@ def evaluate(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -
     )
 
 
+def _predict(
+    plan: Plan, profile: Profile, workload: Workload, budget: Budget, model: TimeModel
+) -> tuple[float, Mapping[Lane, float]]:
+    """Predict the step's seconds, and each lane's busy part of them."""
+    if model is TimeModel.PAPER:
+        seconds = paper_step_seconds(plan, profile, workload, budget.host_bytes)
+        return seconds, paper_busy_seconds(plan, profile, workload, budget.host_bytes)
+    if model is TimeModel.LANES:
+        return step_lane_seconds(plan, profile, workload), lane_busy_seconds(plan, profile, workload)
+    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    return timeline.seconds, timeline.busy_seconds()
+
+
 def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:
     """Return the plan if it fits.
 
     Raises:
         PlanError: it does not; names tier, bytes missing and remedy.
     """
-    shortfalls = evaluate(plan, profile, workload, budget).shortfalls
+    shortfalls = evaluate(plan, profile, workload, budget, TimeModel.LANES).shortfalls  # fits in all models or in none
     if shortfalls:
         raise PlanError(f"planner {plan.planner!r}: " + "; ".join(str(shortfall) for shortfall in shortfalls))
     return plan

@@ -18,7 +18,7 @@ from lohan_core.schedule.task import Schedule
 from lohan_core.schedule.update import emit_waiting_updates
 from lohan_core.states import chunk_record_bytes
 
-__all__ = ["build_evaluation", "build_schedule"]
+__all__ = ["build_evaluation", "build_memory", "build_schedule", "gradients_wait"]
 
 LAYER_SLOTS = 3  # one in use, one on its way, one being given back: an upload never waits for the block in use
 GRADIENT_SLOTS = 2  # a block's gradients leave while the next block's arrive
@@ -47,6 +47,15 @@ def build_schedule(plan: Plan, profile: Profile, workload: Workload) -> Schedule
         pools=builder.pools(),
         resident_bytes=resident_bytes(plan, profile, workload, gradients_wait=waits),
     )
+
+
+def build_memory(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
+    """Build the pools and resident bytes of a training step without its tasks: what it takes, not what it does."""
+    builder = Builder()
+    _declare_device_pools(builder, plan, profile, workload)
+    _declare_host_pools(builder, plan, profile, workload)
+    resident = resident_bytes(plan, profile, workload, gradients_wait=gradients_wait(workload))
+    return Schedule(tasks=(), pools=builder.pools(), resident_bytes=resident)
 
 
 def build_evaluation(plan: Plan, profile: Profile, workload: Workload) -> Schedule:

@@ -1,0 +1,243 @@
+"""A step's length from what each lane has to do: T = sum over phases of the busiest lane, as in the paper, made complete.
+
+It adds what the paper's equations leave out: seconds instead of FLOPs, every tier for states, inputs and candidates,
+CPU update time, reads and writes that share the drives unequally, updates that wait. Every amount is linear in a plan's
+decisions and every limit is linear in the amounts, so that one model serves a search (amounts may be numpy arrays), a
+linear program and the grading of a plan. What it does not know is the order of tasks: that is the simulation's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lohan_core.plan import Plan, Tier, Update, Workload
+from lohan_core.profile import BlockProfile, Machine, Profile, Role
+from lohan_core.schedule.build import LAYER_SLOTS, gradients_wait
+from lohan_core.schedule.sizes import chunks_of, kept_bytes
+from lohan_core.schedule.task import Lane
+from lohan_core.states import chunk_record_bytes
+
+__all__ = [
+    "LANE_OF",
+    "Amounts",
+    "Number",
+    "Phase",
+    "Resource",
+    "activation_amounts",
+    "add_amounts",
+    "fixed_amounts",
+    "gradient_amounts",
+    "lane_busy_seconds",
+    "lane_limits",
+    "lane_seconds",
+    "plan_amounts",
+    "state_amounts",
+    "step_lane_seconds",
+    "weight_loads",
+]
+
+
+class Phase(StrEnum):
+    """A part of the step that is as long as its busiest lane."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    UPDATE = "update"
+    """After backward, where gradients wait; else updates run in backward and this phase is empty."""
+
+
+class Resource(StrEnum):
+    """What a phase uses: seconds of the GPU, parameters on the CPU, else bytes."""
+
+    GPU = "gpu"
+    H2D = "h2d"
+    D2H = "d2h"
+    READ = "read"
+    WRITE = "write"
+    STATE_READ = "state_read"
+    """Read by updates: P32 and OS32."""
+    STATE_WRITE = "state_write"
+    """Written by updates: P32, OS32 and P16."""
+    CPU = "cpu"
+
+
+LANE_OF: Mapping[Resource, Lane] = {
+    Resource.GPU: Lane.GPU,
+    Resource.H2D: Lane.H2D,
+    Resource.D2H: Lane.D2H,
+    Resource.READ: Lane.SSD_READ,
+    Resource.WRITE: Lane.SSD_WRITE,
+    Resource.STATE_READ: Lane.SSD_READ,
+    Resource.STATE_WRITE: Lane.SSD_WRITE,
+    Resource.CPU: Lane.CPU,
+}
+
+Number: TypeAlias = float | NDArray[np.float64]
+Amounts: TypeAlias = Mapping[tuple[Phase, Resource], Number]
+"""How much of each resource each phase uses; what is not named is not used."""
+
+
+def lane_limits(machine: Machine, update: Update) -> tuple[Mapping[Resource, float], ...]:
+    """The lanes as linear forms: a phase lasts at least the sum of seconds per unit times amount, for each of these.
+
+    Drives that read for a seconds and write for b, each alone, take max(a, b) + c min(a, b) together, where c follows
+    from the mixed rate: 0 when neither slows the other, 1 when they take turns, which is the most that is assumed.
+    Naive updates hold one chunk at a time: reading, updating and writing add up.
+    """
+    read, write = 1 / machine.ssd_read_bytes_per_second, 1 / machine.ssd_write_bytes_per_second
+    alone = machine.ssd_read_bytes_per_second + machine.ssd_write_bytes_per_second
+    shared = min(1.0, max(0.0, alone / machine.ssd_mixed_bytes_per_second - 1))
+    reads = {Resource.READ: read, Resource.STATE_READ: read}
+    writes = {Resource.WRITE: write, Resource.STATE_WRITE: write}
+    limits: list[Mapping[Resource, float]] = [
+        {Resource.GPU: 1.0},
+        {Resource.H2D: 1 / machine.h2d_bytes_per_second},
+        {Resource.D2H: 1 / machine.d2h_bytes_per_second},
+        reads | {resource: shared * rate for resource, rate in writes.items()},
+        {resource: shared * rate for resource, rate in reads.items()} | writes,
+        {Resource.CPU: 1 / machine.cpu_parameters_per_second},
+    ]
+    if update is Update.NAIVE:
+        limits.append(
+            {
+                Resource.STATE_READ: read,
+                Resource.CPU: 1 / machine.cpu_parameters_per_second,
+                Resource.STATE_WRITE: write,
+            }
+        )
+    return tuple(limits)
+
+
+def lane_seconds(amounts: Amounts, machine: Machine, update: Update) -> Number:
+    """Add up the phases, each as long as its busiest lane."""
+    limits = lane_limits(machine, update)
+    total: Number = 0.0
+    for phase in Phase:
+        seconds: Number = 0.0
+        for limit in limits:
+            busy = sum((rate * amounts.get((phase, resource), 0.0) for resource, rate in limit.items()), 0.0)
+            seconds = np.maximum(seconds, busy)
+        total = total + seconds
+    return total
+
+
+def step_lane_seconds(plan: Plan, profile: Profile, workload: Workload) -> float:
+    """Length of a plan's step by its lanes."""
+    return float(lane_seconds(plan_amounts(plan, profile, workload), profile.machine, workload.update))
+
+
+def lane_busy_seconds(plan: Plan, profile: Profile, workload: Workload) -> dict[Lane, float]:
+    """How long each lane works in a plan's step, each for itself."""
+    busy = dict.fromkeys(Lane, 0.0)
+    machine = profile.machine
+    rates = {
+        Lane.GPU: 1.0,
+        Lane.H2D: machine.h2d_bytes_per_second,
+        Lane.D2H: machine.d2h_bytes_per_second,
+        Lane.SSD_READ: machine.ssd_read_bytes_per_second,
+        Lane.SSD_WRITE: machine.ssd_write_bytes_per_second,
+        Lane.CPU: machine.cpu_parameters_per_second,
+    }
+    for (_, resource), amount in plan_amounts(plan, profile, workload).items():
+        lane = LANE_OF[resource]
+        busy[lane] += float(amount) / rates[lane]
+    return busy
+
+
+def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
+    """How much of each resource a plan uses: the work of its schedule's tasks, by phase and lane."""
+    parts = [fixed_amounts(profile, workload)]
+    recomputed = 0.0
+    for index, (block, decisions) in enumerate(zip(profile.blocks, plan.blocks, strict=True)):
+        if decisions.states is Tier.SSD:
+            parts.append(state_amounts(profile, workload, index))
+        if decisions.gradients is Tier.SSD:
+            parts.append(gradient_amounts(profile, workload, index))
+        held = kept_bytes(block, decisions)
+        parts.append(activation_amounts(block, workload, Tier.HOST, held.host))
+        parts.append(activation_amounts(block, workload, Tier.SSD, held.ssd))
+        kept = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
+        recomputed += max(0.0, block.seconds - kept)
+    parts.append({(Phase.BACKWARD, Resource.GPU): workload.micro_batches * recomputed})
+    return add_amounts(parts)
+
+
+def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
+    """What every plan uses: forward, backward without recomputation, weights up, gradients down, the update itself."""
+    updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
+    forward, backward = weight_loads(profile)
+    seconds = [workload.micro_batches * block.seconds for block in profile.blocks]
+    weights = [block.elements * profile.weight_bytes for block in profile.blocks]
+    return {
+        (Phase.FORWARD, Resource.GPU): sum(seconds[:-1]),  # the postlude's one pass is part of its turn, in backward
+        (Phase.BACKWARD, Resource.GPU): 2 * sum(seconds),
+        (Phase.FORWARD, Resource.H2D): sum(n * size for n, size in zip(forward, weights, strict=True)),
+        (Phase.BACKWARD, Resource.H2D): sum(n * size for n, size in zip(backward, weights, strict=True)),
+        (Phase.BACKWARD, Resource.D2H): sum(weights),
+        (updates, Resource.CPU): sum(block.elements for block in profile.blocks),
+    }
+
+
+def weight_loads(profile: Profile) -> tuple[list[int], list[int]]:
+    """How often forward, and how often backward, bring each block's weights to the GPU.
+
+    The last layers stay there in between; a block whose weights are borrowed is brought for the borrower too.
+    """
+    postlude = len(profile.blocks) - 1
+    stay = postlude - min(LAYER_SLOTS, postlude - 1)
+    forward = [int(index < postlude) for index in range(postlude + 1)]
+    backward = [int(index < stay or index == postlude) for index in range(postlude + 1)]
+    for owner in profile.blocks[postlude].borrows:
+        backward[owner] += 1
+    return forward, backward
+
+
+def state_amounts(profile: Profile, workload: Workload, index: int) -> Amounts:
+    """What a block uses more when its states live on the drives."""
+    block = profile.blocks[index]
+    updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
+    weights = block.elements * profile.weight_bytes
+    forward, backward = weight_loads(profile)
+    states = sum(
+        chunk_record_bytes(profile.states, chunk.elements) for chunk in chunks_of(block, workload.chunk_elements)
+    )
+    return {
+        (Phase.FORWARD, Resource.READ): forward[index] * weights,
+        (Phase.BACKWARD, Resource.READ): backward[index] * weights,
+        (updates, Resource.STATE_READ): states,
+        (updates, Resource.STATE_WRITE): states + weights,
+    }
+
+
+def gradient_amounts(profile: Profile, workload: Workload, index: int) -> Amounts:
+    """What a block uses more when its gradients wait on the drives; nothing where they need not wait."""
+    if not gradients_wait(workload):
+        return {}
+    gradients = profile.blocks[index].elements * profile.weight_bytes
+    return {(Phase.BACKWARD, Resource.WRITE): gradients, (Phase.UPDATE, Resource.READ): gradients}
+
+
+def activation_amounts(block: BlockProfile, workload: Workload, tier: Tier, size_bytes: Number) -> Amounts:
+    """What a block uses when ``size_bytes`` of each micro-batch wait on ``tier``: there and back. Layers only move."""
+    moved = workload.micro_batches * size_bytes
+    if block.role is not Role.LAYER or tier is Tier.GPU:
+        return {}
+    pcie = {(Phase.FORWARD, Resource.D2H): moved, (Phase.BACKWARD, Resource.H2D): moved}
+    if tier is Tier.HOST:
+        return pcie
+    return pcie | {(Phase.FORWARD, Resource.WRITE): moved, (Phase.BACKWARD, Resource.READ): moved}
+
+
+def add_amounts(parts: Iterable[Amounts]) -> Amounts:
+    """Add amounts up, use by use."""
+    total: defaultdict[tuple[Phase, Resource], Number] = defaultdict(float)
+    for part in parts:
+        for key, amount in part.items():
+            total[key] = total[key] + amount
+    return dict(total)
