@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch import Tensor
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config, Durability
@@ -34,6 +36,8 @@ from lohan_core.engine.weights import Weights
 from lohan_core.errors import ConfigError
 from lohan_core.evaluate import require_feasible
 from lohan_core.interfaces.storage import Storage
+from lohan_core.model.cut import CutModel
+from lohan_core.model.isolation import isolates_documents
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
@@ -82,6 +86,7 @@ def open_engine(
         on_failure.callback(parts.close)
         whole = {**store_identity(config, parts), **(identity or {})}
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
+        _require_isolation(parts.model, sample)
         subject = Subject(model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample)
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
@@ -118,6 +123,27 @@ def _cap_device_memory(config: Config, device: torch.device) -> None:
     if device.type == "cuda" and config.memory.gpu is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.gpu / total), device)
+
+
+def _require_isolation(model: CutModel, sample: Batch) -> None:
+    """Packed documents must not see each other.
+
+    Raises:
+        ConfigError: this model takes no positions, or does not keep documents apart by them.
+    """
+    packed = next((batch for batch in sample.micro_batches if _holds_several_documents(batch)), None)
+    if packed is None:
+        return
+    takes_positions = "position_ids" in signature(model.model.forward).parameters
+    if not takes_positions or not isolates_documents(model, packed):
+        raise ConfigError(
+            f"data.packing: {type(model.model).__name__} does not keep packed samples apart: each would see those "
+            "before it in its row; set data.packing: false"
+        )
+
+
+def _holds_several_documents(batch: Mapping[str, Tensor]) -> bool:
+    return "position_ids" in batch and bool((batch["position_ids"][:, 1:] == 0).any())
 
 
 def _workload(config: Config, sample: Batch, chunk_elements: int) -> Workload:

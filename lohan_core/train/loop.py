@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,6 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
                 report=progress.show,
             )
         )
-        _require_positions(config, engine)
         for line in engine.description:
             progress.say(line)
         replace_durably(config.run.dir / "config.yaml", dump_config(config).encode())
@@ -218,17 +216,3 @@ def _data_identity(config: Config, training: Dataset) -> dict[str, str]:
         "run.batch_size": str(config.run.batch_size),
         "run.seed": str(config.run.seed),
     }
-
-
-def _require_positions(config: Config, engine: Engine) -> None:
-    """Packed rows are only kept apart by models that are told each token's position.
-
-    Raises:
-        ConfigError: this one is not.
-    """
-    model = engine.model.model
-    if config.data.packing and "position_ids" not in signature(model.forward).parameters:
-        raise ConfigError(
-            f"data.packing: {type(model).__name__} takes no position_ids, so packed samples would see each other; set "
-            "data.packing: false"
-        )
