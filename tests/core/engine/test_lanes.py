@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+
+from lohan_core.engine.lanes import Lanes
+from lohan_core.schedule.task import LANE_OF, Lane, Op, Schedule, Task
+
+CPU = torch.device("cpu")
+A_TASK_OF = {lane: next(op for op in Op if LANE_OF[op] is lane) for lane in Lane}
+
+
+def make_schedule(*tasks):
+    """A schedule of (lane, indices of the tasks before) each; ``block`` is the task's index."""
+    return Schedule(
+        tasks=tuple(
+            Task(index=i, op=A_TASK_OF[lane], block=i, after=tuple(after)) for i, (lane, after) in enumerate(tasks)
+        ),
+        pools={},
+    )
+
+
+def all_ops(action):
+    return dict.fromkeys(Op, action)
+
+
+@pytest.fixture
+def lanes():
+    with Lanes(CPU) as lanes:
+        yield lanes
+
+
+def test_each_lane_works_in_the_order_of_the_list_on_a_thread_of_its_own(lanes):
+    schedule = make_schedule(*[(lane, ()) for _ in range(5) for lane in Lane])
+    done = {lane: [] for lane in Lane}
+    lanes.execute(schedule, all_ops(lambda task: done[task.lane].append((task.index, threading.get_ident()))))
+    for lane in Lane:
+        assert [index for index, _ in done[lane]] == [t.index for t in schedule.tasks if t.lane is lane]
+    threads = [{thread for _, thread in done[lane]} for lane in Lane]
+    assert all(len(group) == 1 for group in threads)
+    assert len(set.union(*threads)) == len(Lane)
+
+
+def test_a_task_begins_when_what_it_comes_after_is_finished(lanes):
+    schedule = make_schedule(
+        (Lane.SSD_READ, ()),
+        (Lane.H2D, (0,)),
+        (Lane.GPU, (1,)),
+        (Lane.D2H, (2,)),
+        (Lane.CPU, (0, 3)),
+        (Lane.SSD_WRITE, (4,)),
+    )
+    finished = set()
+
+    def act(task):
+        assert set(task.after) <= finished
+        time.sleep(0.002)
+        finished.add(task.index)
+
+    timeline = lanes.execute(schedule, all_ops(act))
+    assert finished == set(range(6))
+    for task, span in zip(schedule.tasks, timeline.spans, strict=True):
+        assert 0 <= span.start < span.end
+        assert all(timeline.spans[before].end <= span.start for before in task.after)
+
+
+def test_lanes_run_beside_each_other(lanes):
+    """All six tasks meet at a barrier, which one after another never would."""
+    barrier = threading.Barrier(len(Lane), timeout=20)
+    lanes.execute(make_schedule(*[(lane, ()) for lane in Lane]), all_ops(lambda _: barrier.wait()))
+
+
+@pytest.mark.parametrize("failing", list(Lane))
+def test_the_first_error_stops_every_lane_and_surfaces(lanes, failing):
+    chain = [(failing, ())] + [(lane, (0,)) for _ in range(3) for lane in Lane]
+    began = []
+
+    def act(task):
+        began.append(task.index)
+        if task.index == 0:
+            raise OSError(5, "the drive is gone")
+
+    with pytest.raises(OSError, match="the drive is gone"):
+        lanes.execute(make_schedule(*chain), all_ops(act))
+    assert began == [0]
+
+
+def test_a_lane_that_is_busy_finishes_its_task_before_execute_returns(lanes):
+    failed, finished = threading.Event(), []
+
+    def act(task):
+        if task.lane is Lane.GPU:
+            failed.set()
+            raise ValueError("first")
+        failed.wait(20)
+        time.sleep(0.02)
+        finished.append(task.index)
+        raise ValueError("second")
+
+    with pytest.raises(ValueError, match="first"):
+        lanes.execute(make_schedule((Lane.CPU, ()), (Lane.GPU, ()), (Lane.CPU, ())), all_ops(act))
+    assert finished == [0]
+
+
+def test_lanes_serve_again_after_a_failure(lanes):
+    def fail(_):
+        raise RuntimeError("once")
+
+    schedule = make_schedule(*[(lane, ()) for lane in Lane])
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="once"):
+            lanes.execute(schedule, all_ops(fail))
+        done = []
+        timeline = lanes.execute(schedule, all_ops(lambda task, done=done: done.append(task.index)))
+        assert sorted(done) == list(range(len(Lane)))
+        assert timeline.schedule is schedule
+
+
+def test_lanes_hold_on_to_nothing_of_a_step_that_is_over(lanes):
+    class Action:
+        def __call__(self, _):
+            pass
+
+    action = Action()
+    gone = threading.Event()
+    weakref.finalize(action, gone.set)
+    lanes.execute(make_schedule(*[(lane, ()) for lane in Lane]), all_ops(action))
+    del action
+    assert gone.wait(20)
+
+
+def test_closing_ends_the_threads_and_may_be_done_twice():
+    before = threading.active_count()
+    lanes = Lanes(CPU)
+    assert threading.active_count() == before + len(Lane)
+    lanes.close()
+    lanes.close()
+    assert threading.active_count() == before
