@@ -12,10 +12,12 @@ from torch import Tensor
 
 from lohan_core.engine.states import MASTER, WEIGHTS, StateFormat, wait_all
 from lohan_core.engine.trace import trace_model
+from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.interfaces.storage import Storage, Transfer
 from lohan_core.memory import allocate_host
 from lohan_core.profile import BlockProfile, Machine, Profile, Subject
+from lohan_core.units import format_bytes
 
 __all__ = ["free_device_bytes", "measure"]
 
@@ -110,8 +112,14 @@ def _copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
 
 
 def _io_rates(storage: Storage, seconds: float) -> tuple[float, float, float]:
-    """Read, write and mixed rates over a scratch extent, which is given back."""
+    """Read, write and mixed rates over a scratch extent, which is given back. Raises PlanError if it does not fit."""
     size = IO_BYTES * IO_PIECES
+    free_bytes = storage.capacity().free_bytes
+    if size > free_bytes:
+        raise PlanError(
+            f"profiler: {format_bytes(size)} on ssd are needed to measure it, and {format_bytes(free_bytes)} are free "
+            f"({storage.describe()}); free some, or give storage.directories on larger drives"
+        )
     storage.allocate(SCRATCH, size)
     try:
         buffers = allocate_host(size, pin=False).split(IO_BYTES)

@@ -43,7 +43,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote
     number.
 
     Raises:
-        ModelError: the config is not one of a causal LM.
+        ModelError: the config is not one of a causal LM, or its attention looks ahead.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -57,9 +57,21 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote
         raise ModelError(
             f"model.path: a {name!r} model is not a causal LM: {str(error).splitlines()[0][:200]}"
         ) from error
+    _refuse_looking_ahead(model)
     model.tie_weights()
     model.config.use_cache = False
     return model.train()
+
+
+def _refuse_looking_ahead(model: PreTrainedModel) -> None:
+    """Refuse an encoder, which transformers gives a language model's head too: it sees what it is to predict."""
+    _, layers = find_layers(model)
+    signs = [getattr(module, name, None) for module in layers.modules() for name in ("is_causal", "is_decoder")]
+    if False in signs and True not in signs:
+        raise ModelError(
+            f"model.path: a {model.config.model_type!r} model is not a causal LM: its tokens attend to those behind "
+            "them; is_decoder: true in its config.json makes it one"
+        )
 
 
 def _without_cross_block_losses(config: PreTrainedConfig) -> None:

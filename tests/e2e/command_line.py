@@ -1,7 +1,7 @@
 """The command line in processes of its own, forked from one that has imported everything: a start takes a moment.
 
 Importing torch and transformers is most of what a start takes, and dozens of runs are started here. Each child is a
-process like any other: it has its own exit code, signals, locks and open files, and writes to its own stdout and stderr.
+process like any other, with its own exit code, signals, locks, open files, stdout and stderr.
 """
 
 from __future__ import annotations
