@@ -33,8 +33,11 @@ def resolve_directories(config: AioConfig, default_directory: Path) -> list[Path
     directories = list(config.directories) or [default_directory]
     seen: dict[tuple[int, int], Path] = {}
     for directory in directories:
-        _check(directory)
-        status = directory.stat()
+        try:
+            _check(directory)
+            status = directory.stat()
+        except OSError as error:
+            raise ConfigError(f"storage.directories: {directory} cannot be examined: {error.strerror}") from error
         twin = seen.setdefault((status.st_dev, status.st_ino), directory)
         if twin is not directory:
             raise ConfigError(f"storage.directories: {directory} and {twin} are the same directory; name each once")

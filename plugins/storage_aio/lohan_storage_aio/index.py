@@ -16,6 +16,7 @@ from attrs import frozen
 from lohan_core.errors import StoreError
 from lohan_core.store.durable import replace_durably
 from lohan_storage_aio.directories import encode
+from lohan_storage_aio.files import storage_errors
 from lohan_storage_aio.striping import Striping
 
 __all__ = ["Index", "check_files", "file_paths", "load_index", "remove_leftovers", "save_index"]
@@ -53,20 +54,34 @@ def save_index(folder: Path, index: Index) -> None:
 
 
 def load_index(folders: Sequence[Path], striping: Striping) -> Index:
-    """Read the index, which must agree with the present geometry; make an empty one for a new namespace.
+    """Read the index, which must agree with the present geometry; make an empty one where no extents are.
 
     Raises:
         StoreError: the index is damaged or missing, or was written in another geometry.
     """
     path = folders[0] / INDEX_NAME
-    if not path.exists():
-        for folder in folders:
-            if any(folder.glob(f"*{SUFFIX}")) or (folder / INDEX_NAME).exists():
-                raise StoreError(f"{path} is missing, but {folder} holds extents; {_ADVICE}")
-        return _start_index(folders[0], striping)
-    index = _parse(path)
-    if not index.extents:
-        return _start_index(folders[0], striping)
+    for other in folders[1:]:
+        if (other / INDEX_NAME).exists() and _parse(other / INDEX_NAME).extents:
+            raise StoreError(f"{other} is the first directory of a namespace, but not named first; {_ADVICE}")
+    index = _parse(path) if path.exists() else None
+    if index and index.extents:
+        _check_geometry(path, index, striping)
+        return index
+    for folder, pattern in zip(folders, _own_patterns(folders), strict=True):
+        leftovers = set(folder.glob(pattern)) if index else set()
+        if set(folder.glob(f"*{SUFFIX}")) - leftovers:
+            raise StoreError(f"{folder} holds extents that {path} does not name; {_ADVICE}")
+    empty = Index(stripe_bytes=striping.stripe_bytes, shares=striping.shares, extents={})
+    save_index(folders[0], empty)
+    return empty
+
+
+def _own_patterns(folders: Sequence[Path]) -> list[str]:
+    """Match, in each folder, the files that belong there by their place among the directories."""
+    return [f"*.{position}of{len(folders)}{SUFFIX}" for position in range(1, len(folders) + 1)]
+
+
+def _check_geometry(path: Path, index: Index, striping: Striping) -> None:
     if len(index.shares) != len(striping.shares):
         raise StoreError(
             f"{path}: written over {len(index.shares)} directories, storage.directories names {len(striping.shares)}; "
@@ -82,13 +97,6 @@ def load_index(folders: Sequence[Path], striping: Striping) -> Index:
             f"{path}: written with shares {list(index.shares)}, but storage.weights now gives {list(striping.shares)}; "
             "set it back, or start in another run directory"
         )
-    return index
-
-
-def _start_index(folder: Path, striping: Striping) -> Index:
-    index = Index(stripe_bytes=striping.stripe_bytes, shares=striping.shares, extents={})
-    save_index(folder, index)
-    return index
 
 
 def _parse(path: Path) -> Index:
@@ -111,9 +119,10 @@ def check_files(folders: Sequence[Path], striping: Striping, index: Index) -> No
     """Compare the files with the index. Raises StoreError naming the first that is missing or of another size."""
     for name, size_bytes in index.extents.items():
         for path, expected in zip(file_paths(folders, name), striping.file_sizes(size_bytes), strict=True):
-            if not path.exists():
-                raise StoreError(f"{path}: missing; {_ADVICE}")
-            found = path.stat().st_size
+            with storage_errors(path, "examined"):
+                if not path.exists():
+                    raise StoreError(f"{path}: missing; {_ADVICE}")
+                found = path.stat().st_size
             if found != expected:
                 raise StoreError(f"{path}: {found} bytes, {expected} expected: it was truncated or changed")
 
@@ -121,7 +130,8 @@ def check_files(folders: Sequence[Path], striping: Striping, index: Index) -> No
 def remove_leftovers(folders: Sequence[Path], index: Index) -> None:
     """Remove files that no extent owns: an allocation or a free was cut short by a crash between its two halves."""
     owned = {path for name in index.extents for path in file_paths(folders, name)}
-    for folder in folders:
-        for path in folder.glob(f"*of{len(folders)}{SUFFIX}"):
+    for folder, pattern in zip(folders, _own_patterns(folders), strict=True):
+        for path in folder.glob(pattern):
             if path not in owned:
-                path.unlink()
+                with storage_errors(path, "removed"):
+                    path.unlink()

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -36,6 +37,11 @@ _log = logging.getLogger(__name__)
 
 _MOST_SYNCS_AT_ONCE = 16
 
+_WHY_NOT_REGISTERED = {
+    errno.ENOMEM: "raise the memlock limit (ulimit -l)",
+    errno.ENOSPC: "its table is full; register fewer, larger ones",
+}
+
 
 def open_storage(config: AioConfig, *, namespace: str, default_directory: Path | str) -> AioStorage:
     """Open the namespace in its directories; what an earlier process left there is found again.
@@ -61,6 +67,8 @@ class _Extent:
 
 class AioStorage(Storage):
     """One file per extent in each directory; every transfer is one request to the native engine."""
+
+    _closed = True  # until there is something to close
 
     def __init__(self, config: AioConfig, choice: Choice, directories: Sequence[Path], folders: Sequence[Path]) -> None:
         """Check what is there and open it; :func:`open_storage` makes the arguments."""
@@ -91,17 +99,23 @@ class AioStorage(Storage):
         self._sync_lock = threading.Lock()
         self._closed = False
         self._bytes_moved = (0, 0)
-        self._registered: dict[int, torch.Tensor] = {}
+        self._registered: dict[tuple[int, int], torch.Tensor] = {}
         self._unsynced: set[ExtentFile] = set()
         self._in_flight: deque[AioTransfer] = deque()
         self._extents: dict[str, _Extent] = {}
         self._sizes: dict[str, int] = {}
         try:
             for name, size_bytes in self._index.extents.items():
-                self._open_extent(name, size_bytes)
+                self._extents[name] = self._open_extent(name, size_bytes)
+                self._sizes[name] = size_bytes
         except BaseException:
             self.close()
             raise
+
+    def __del__(self) -> None:
+        # What is in flight belongs to buffers that would be freed with this object.
+        if not self._closed:
+            self.close()
 
     @property
     def engine(self) -> str:
@@ -126,7 +140,7 @@ class AioStorage(Storage):
         """Name engine, directories and geometry, and everything that was fallen back from."""
         places = ", ".join(str(directory) for directory in self._directories)
         shares = "" if len(set(self._striping.shares)) == 1 else f" in shares {list(self._striping.shares)}"
-        access = "O_DIRECT" if all(self._direct) else "page cache"
+        access = "O_DIRECT" if any(self._direct) else "page cache"
         text = (
             f"aio: {self._choice.name} ({self._choice.reason}), queue depth {self._config.queue_depth}, "
             f"stripes of {format_bytes(self._config.stripe_bytes)} over {places}{shares}, {access}"
@@ -165,7 +179,7 @@ class AioStorage(Storage):
             self._notes.append(text)
             _log.warning("aio: %s", text)
 
-    def _open_extent(self, name: str, size_bytes: int) -> None:
+    def _open_extent(self, name: str, size_bytes: int) -> _Extent:
         opened: list[ExtentFile] = []
         try:
             for path, direct in zip(index.file_paths(self._folders, name), self._direct, strict=True):
@@ -177,33 +191,40 @@ class AioStorage(Storage):
         for file in opened:
             error = self._engine.add_file(file.descriptor)
             if error not in {0, errno.EOPNOTSUPP}:
-                self._note(f"files not registered with the kernel: {os.strerror(error)}")
-        self._extents[name] = _Extent(size_bytes=size_bytes, files=tuple(opened))
-        self._sizes[name] = size_bytes
+                self._note(f"not all files registered with the kernel: {os.strerror(error)}")
+        return _Extent(size_bytes=size_bytes, files=tuple(opened))
+
+    def _close_extent(self, extent: _Extent) -> None:
+        for file in extent.files:
+            self._engine.remove_file(file.descriptor)
+            file.close()
 
     def _allocate(self, name: str, size_bytes: int) -> None:
         with self._lock:
             self._check_open()
-            if name in self._extents:
-                if self._sizes[name] != size_bytes:
-                    raise StorageError(
-                        errno.EEXIST, f"extent {name!r} exists with {self._sizes[name]} bytes, not {size_bytes}"
-                    )
-                return
-            paths = index.file_paths(self._folders, name)
-            created: list[Path] = []
-            try:
-                for path, file_bytes in zip(paths, self._striping.file_sizes(size_bytes), strict=True):
-                    files.create_file(path, file_bytes)
-                    created.append(path)
-                for folder in self._folders:
-                    files.sync_folder(folder)
-                self._save_index({**self._index.extents, name: size_bytes})
-            except BaseException:
-                for path in created:
-                    path.unlink()
-                raise
-            self._open_extent(name, size_bytes)
+            if name not in self._extents:
+                self._extents[name] = self._create_extent(name, size_bytes)
+                self._sizes[name] = size_bytes
+            elif self._sizes[name] != size_bytes:
+                raise StorageError(
+                    errno.EEXIST, f"extent {name!r} exists with {self._sizes[name]} bytes, not {size_bytes}"
+                )
+
+    def _create_extent(self, name: str, size_bytes: int) -> _Extent:
+        with ExitStack() as undo:
+            for path, file_bytes in zip(
+                index.file_paths(self._folders, name), self._striping.file_sizes(size_bytes), strict=True
+            ):
+                files.create_file(path, file_bytes)
+                undo.callback(path.unlink)
+            for folder in self._folders:
+                files.sync_folder(folder)
+            extent = self._open_extent(name, size_bytes)
+            undo.callback(self._close_extent, extent)
+            # Last: what the index names must be there after a crash; files that it does not name are leftovers.
+            self._save_index({**self._index.extents, name: size_bytes})
+            undo.pop_all()
+        return extent
 
     def _free(self, name: str) -> None:
         with self._sync_lock, self._lock:
@@ -212,13 +233,12 @@ class AioStorage(Storage):
             for transfer in self._in_flight:
                 if transfer.files is extent.files:
                     transfer.settle()
-            # The index first: after a crash in between there are leftovers, not an extent without its files.
+            # First, for the same reason.
             self._save_index({key: size for key, size in self._index.extents.items() if key != name})
             del self._extents[name], self._sizes[name]
             self._unsynced.difference_update(extent.files)
+            self._close_extent(extent)
             for file in extent.files:
-                self._engine.remove_file(file.descriptor)
-                file.close()
                 with files.storage_errors(file.path, "removed"):
                     file.path.unlink()
 
@@ -259,17 +279,19 @@ class AioStorage(Storage):
         with self._lock:
             self._check_open()
             for buffer in buffers:
-                if buffer.data_ptr() in self._registered:
+                place = (buffer.data_ptr(), buffer.nbytes)
+                if place in self._registered:
                     continue
-                error = self._engine.add_memory(buffer.data_ptr(), buffer.nbytes)
+                # The kernel keeps these very pages: were the tensor freed, its address could come to mean others.
+                self._registered[place] = buffer
+                error = self._engine.add_memory(*place)
                 if error == errno.EOPNOTSUPP:
+                    self._registered.clear()
                     return
                 if error:
-                    reason = "raise the memlock limit (ulimit -l)" if error == errno.ENOMEM else os.strerror(error)
+                    reason = _WHY_NOT_REGISTERED.get(error) or os.strerror(error)
                     self._note(f"buffers not registered with the kernel: {reason}")
                     return
-                # The kernel keeps these very pages: were the tensor freed, its address could come to mean others.
-                self._registered[buffer.data_ptr()] = buffer
 
     def _sync(self) -> None:
         with self._sync_lock:

@@ -61,6 +61,26 @@ def test_drives_in_another_order_are_noticed(open_aio, drives, written):
     open_aio(directories=(a, b, c))
 
 
+def test_an_old_empty_index_does_not_hide_that_drives_were_swapped(open_aio, drives, random_pages):
+    a, b, _ = drives
+    open_aio(directories=(b,)).close()
+    storage = open_aio(directories=(a, b))
+    storage.allocate("extent", 8 * PAGE)
+    storage.write("extent", 0, random_pages(8)).wait()
+    storage.close()
+    for wrong in ((b, a), (b,)):
+        with pytest.raises(StoreError, match="same drives in the same order"):
+            open_aio(directories=wrong)
+    assert dict(open_aio(directories=(a, b)).extents()) == {"extent": 8 * PAGE}
+
+
+def test_a_lost_index_is_noticed(open_aio, drives, written):
+    (drives[0] / "run" / "index.json").unlink()
+    with pytest.raises(StoreError, match="same drives in the same order"):
+        open_aio(directories=drives)
+    assert all(path.exists() for path in written)
+
+
 def test_another_geometry_is_refused(open_aio, drives, written):
     a, b, c = drives
     with pytest.raises(StoreError, match="over 3 directories"):
@@ -145,6 +165,29 @@ def test_space_that_runs_out_while_reserving_is_cleaned_up(open_aio, drives, mon
     assert dict(storage.extents()) == {}
     monkeypatch.undo()
     storage.allocate("extent", 30 * PAGE)
+
+
+def test_an_extent_that_cannot_be_opened_is_taken_back(open_aio, drives, monkeypatch):
+    storage = open_aio(directories=drives)
+
+    def refuse(path, **_options):
+        raise StorageError(errno.EMFILE, "too many", str(path))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(files, "open_file", refuse)
+    with pytest.raises(StorageError, match="too many"):
+        storage.allocate("extent", 30 * PAGE)
+    monkeypatch.undo()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not [path for drive in drives for path in (drive / "run").glob("*.extent")]
+    storage.allocate("extent", 40 * PAGE)
+
+
+def test_an_empty_namespace_takes_any_geometry(open_aio, drives):
+    open_aio(directories=drives).close()
+    open_aio(directories=drives[:2], stripe_bytes=PAGE).allocate("extent", PAGE)
+    with pytest.raises(StoreError):
+        open_aio(directories=drives)
 
 
 def test_too_little_space_names_the_drive_and_what_is_missing(open_aio, drives):

@@ -11,6 +11,7 @@ from lohan_core.errors import BackendError, StorageError
 from lohan_storage_aio import engine as engines
 from lohan_storage_aio.config import AioConfig, EngineName
 from lohan_storage_aio.plugin import lohan_storage
+from lohan_storage_aio.storage import open_storage
 
 PAGE = 4096
 
@@ -82,6 +83,28 @@ def test_registered_buffers_are_kept_until_closing(open_aio, random_pages):
     storage.close()
     gc.collect()
     assert gone() is None
+
+
+def test_a_dropped_storage_waits_for_what_is_in_flight(tmp_path, random_pages):
+    storage = open_storage(AioConfig(), namespace="run", default_directory=tmp_path)
+    storage.allocate("extent", 2000 * PAGE)
+    buffer = random_pages(2000)
+    transfer = storage.write("extent", 0, buffer)
+    del storage
+    gc.collect()
+    assert transfer.done()
+    transfer.wait()
+    assert (tmp_path / "run" / "extent.1of1.extent").read_bytes() == buffer.numpy().tobytes()
+
+
+def test_a_part_that_was_registered_does_not_hide_the_whole(open_aio, random_pages, monkeypatch):
+    storage = open_aio()
+    added = []
+    monkeypatch.setattr(storage._engine, "add_memory", lambda address, size: added.append((address, size)) or 0)
+    buffer = random_pages(4)
+    for _ in range(2):
+        storage.register([buffer[:PAGE], buffer])
+    assert added == [(buffer.data_ptr(), PAGE), (buffer.data_ptr(), 4 * PAGE)]
 
 
 def test_closed_means_closed(open_aio, random_pages):
