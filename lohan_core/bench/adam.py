@@ -92,7 +92,7 @@ class AdamBench:
 
 
 def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBench:
-    """Measure, with the backends of ``registry`` (default: those installed). Takes 60 bytes of memory per parameter.
+    """Measure, with the backends of ``registry`` (default: those installed). Takes 48 bytes of memory per parameter.
 
     Raises:
         BackendError: ``cpuadam`` is not installed, or not usable here.
@@ -105,7 +105,7 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
         threads: {f"{_BACKEND} {simd}": _open(registry, simd, threads) for simd in options.simd}
         for threads in options.threads
     }
-    our_update, torch_update = _our_update(options.parameters), _torch_update(options.parameters)
+    our_update, torch_update = _updates(options.parameters)
     source, target = (torch.ones(options.parameters * _BYTES_PER_PARAMETER // 8) for _ in range(2))
     threads_before = torch.get_num_threads()
     rows: list[AdamBenchRow] = []
@@ -171,22 +171,19 @@ def _open(registry: Registry, simd: str, threads: int) -> Optimizer:
     return registry.open_backend(Kind.OPTIMIZER, _BACKEND, settings, threads=threads)
 
 
-def _our_update(n: int) -> Callable[[Optimizer], None]:
-    import torch
-
-    master = torch.randn(n).mul_(0.02)
-    states = {"exp_avg": torch.zeros(n), "exp_avg_sq": torch.zeros(n)}
-    gradient = torch.randn(n, dtype=torch.bfloat16)
-    weights = torch.zeros(n, dtype=torch.bfloat16)
-    return lambda optimizer: optimizer.update(master, states, gradient, weights, _STEP)
-
-
-def _torch_update(n: int) -> Callable[[], object]:
+def _updates(n: int) -> tuple[Callable[[Optimizer], None], Callable[[], object]]:
+    """Return our update and torch's. Both work on the same states, so that neither has the luckier pages."""
     import torch
 
     parameter = torch.nn.Parameter(torch.randn(n).mul_(0.02))
     parameter.grad = torch.randn(n)
-    return torch.optim.AdamW([parameter], lr=_STEP.lr, weight_decay=_STEP.weight_decay, fused=True).step
+    oracle = torch.optim.AdamW([parameter], lr=_STEP.lr, weight_decay=_STEP.weight_decay, fused=True)
+    oracle.step()  # makes its states
+    master = parameter.detach()
+    states = {name: oracle.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")}
+    gradient = parameter.grad.bfloat16()
+    weights = torch.zeros(n, dtype=torch.bfloat16)
+    return lambda optimizer: optimizer.update(master, states, gradient, weights, _STEP), oracle.step
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
