@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
+import pytest
 import torch
 
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerBackend, OptimizerConfig, StateField
-from lohan_core.reference.torch_adamw import TORCH_ADAMW, AdamWConfig
+from lohan_core.reference.torch_adamw import TORCH_ADAMW, AdamWConfig, TorchAdamW
 from lohan_core.testing.optimizer import OptimizerSuite
 
 
@@ -81,3 +83,50 @@ class TestSharedStates(OptimizerSuite):
         open=lambda _config, *, threads: BlockNormalised(),  # noqa: ARG005
     )
     claims_adamw = False
+
+
+class Spoilt(TorchAdamW):
+    """Everything right but one thing, which the suite's test of that thing must notice."""
+
+    def __init__(self, spoil: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        super().__init__(AdamWConfig())
+        self._spoil = spoil
+
+    def _update(self, master, states, gradient, weights, hyperparameters):
+        super()._update(master, states, gradient, weights, hyperparameters)
+        self._spoil({"master": master, "gradient": gradient, "weights": weights, **states})
+
+
+SPOILS = {
+    "test_steps_equal_torch_adamw": lambda t: t["master"].add_(1e-6),
+    "test_weights_are_the_rounded_master": lambda t: t["weights"].mul_(1.01),
+    "test_chunking_changes_nothing": lambda t: t["exp_avg"].mul_(1 + len(t["master"]) * 1e-6),
+    "test_gradients_are_only_read": lambda t: t["gradient"].zero_(),
+    "test_a_non_finite_gradient_stays_where_it_is": lambda t: t["exp_avg"].add_(t["exp_avg"].sum()),
+    "test_learning_rate_comes_from_the_call": lambda t: t["master"].add_(1e-3),
+    "test_updating_is_deterministic": lambda t: t["exp_avg"].add_(torch.rand(())),
+    "test_nothing_outside_the_chunk_is_written": lambda t: torch.as_strided(
+        t["master"], (1,), (1,), t["master"].storage_offset() + len(t["master"])
+    ).zero_(),
+}
+ARGUMENTS = {
+    "test_steps_equal_torch_adamw": [torch.float32],
+    "test_weights_are_the_rounded_master": [torch.bfloat16],
+    "test_gradients_are_only_read": [torch.float32],
+    "test_a_non_finite_gradient_stays_where_it_is": [math.nan],
+    "test_nothing_outside_the_chunk_is_written": [7],
+}
+
+
+@pytest.mark.parametrize("name", SPOILS)
+def test_the_suite_notices(name):
+    class Suite(OptimizerSuite):
+        backend = OptimizerBackend(
+            name="spoilt",
+            summary="wrong",
+            config=AdamWConfig,
+            open=lambda _config, *, threads: Spoilt(SPOILS[name]),  # noqa: ARG005
+        )
+
+    with pytest.raises(AssertionError):
+        getattr(Suite(), name)(*ARGUMENTS.get(name, []))

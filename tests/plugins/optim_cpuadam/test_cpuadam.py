@@ -145,3 +145,25 @@ def test_probe_names_the_missing_native_module(monkeypatch):
     assert reason is not None
     assert "native module" in reason
     assert "install" in reason
+
+
+def test_use_after_fork_is_refused_and_exit_does_not_hang():
+    code = """
+import os, sys
+from lohan_optim_cpuadam import _native
+updater = _native.Updater(simd="auto", threads=4)
+numbers = dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "gradient", "weights"), 0)
+scalars = dict(lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, gradient_factor=1.0)
+dtype = _native.DType.FLOAT32
+child = os.fork()
+if child == 0:
+    try:
+        updater.update(**numbers, **scalars, gradient_dtype=dtype, weights_dtype=dtype, length=0, step=1)
+    except RuntimeError as error:
+        print(error)
+    del updater
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "do not survive fork()" in answer.stdout
