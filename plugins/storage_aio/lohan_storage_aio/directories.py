@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
 from lohan_core.interfaces.storage import Capacity
+from lohan_core.store.durable import make_directory_durably
 from lohan_storage_aio.config import AioConfig
 
 __all__ = ["capacity_of", "encode", "make_folders", "resolve_directories"]
@@ -26,10 +27,7 @@ def resolve_directories(config: AioConfig, default_directory: Path) -> list[Path
         ConfigError: one is missing, is no directory, cannot be written, or is named twice.
     """
     if not config.directories:
-        try:
-            default_directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{default_directory}: the storage directory cannot be made: {error.strerror}") from error
+        _make(default_directory)
     directories = list(config.directories) or [default_directory]
     seen: dict[tuple[int, int], Path] = {}
     for directory in directories:
@@ -63,11 +61,15 @@ def make_folders(directories: Sequence[Path], namespace: str) -> list[Path]:
         raise ValueError("a namespace needs a name")
     folders = [directory / encode(namespace) for directory in directories]
     for folder in folders:
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"storage.directories: {folder} cannot be made: {error.strerror}") from error
+        _make(folder)
     return folders
+
+
+def _make(directory: Path) -> None:
+    try:
+        make_directory_durably(directory)
+    except StorageError as error:
+        raise ConfigError(f"storage.directories: {error}") from error
 
 
 def capacity_of(directories: Sequence[Path], shares: Sequence[int]) -> Capacity:
