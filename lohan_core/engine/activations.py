@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lohan_core.engine.buffers import Buffers, carve
+from lohan_core.engine.lanes import Action
 from lohan_core.engine.packing import INPUT, Packed, PackedOutput, Packing, pack
 from lohan_core.engine.step import Saved, StepData
 from lohan_core.interfaces.storage import Storage
@@ -50,12 +51,11 @@ class Activations:
         for block, packing in enumerate(packings):
             if packing.ssd_bytes:
                 storage.allocate(extent_for_activations(block), micro_batches * packing.ssd_bytes)
-        self.actions = {
-            Op.OFFLOAD: self.offload,
-            Op.SPILL: self.spill,
-            Op.UNSPILL: self.unspill,
-            Op.UPLOAD: self.upload,
-        }
+
+    @property
+    def actions(self) -> dict[Op, Action]:
+        """What each kind of task does. Not an attribute: it would tie this object to itself and outlive the engine."""
+        return {Op.OFFLOAD: self.offload, Op.SPILL: self.spill, Op.UNSPILL: self.unspill, Op.UPLOAD: self.upload}
 
     def offload(self, task: Task) -> None:
         """d2h: the block's input and kept outputs into their places in host memory."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lohan_core.engine.gradients import Gradients
+from lohan_core.engine.lanes import Action
 from lohan_core.engine.step import Saved, StepData
 from lohan_core.engine.weights import Weights
 from lohan_core.model.cut import CutModel
@@ -32,12 +33,11 @@ class Compute:
         self._gradients = gradients
         self._device = device
         self._wanted = [frozenset(decisions.keep) for decisions in plan.blocks]
-        self.actions = {
-            Op.FORWARD: self.forward,
-            Op.TURN: self.turn,
-            Op.SCORE: self.score,
-            Op.BACKWARD: self.backward,
-        }
+
+    @property
+    def actions(self) -> dict[Op, Action]:
+        """What each kind of task does. Not an attribute: it would tie this object to itself and outlive the engine."""
+        return {Op.FORWARD: self.forward, Op.TURN: self.turn, Op.SCORE: self.score, Op.BACKWARD: self.backward}
 
     def forward(self, task: Task) -> None:
         """Run one micro-batch through the prelude or a layer; remember what backward needs."""

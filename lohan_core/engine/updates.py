@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.gradients import Gradients
+from lohan_core.engine.lanes import Action
 from lohan_core.engine.states import MASTER, WEIGHTS, Record, States
 from lohan_core.engine.step import StepData
 from lohan_core.errors import LohanError
@@ -77,7 +78,11 @@ class Updates:
                 self._waiting[block.index] = allocate_host(size, pin=pin).view(self._dtype)
             elif waits and size:
                 storage.allocate(extent_for_gradients(block.index), size)
-        self.actions = {
+
+    @property
+    def actions(self) -> dict[Op, Action]:
+        """What each kind of task does. Not an attribute: it would tie this object to itself and outlive the engine."""
+        return {
             Op.DOWNLOAD_GRADIENT: self.download,
             Op.SPILL_GRADIENT: self.spill,
             Op.FETCH_GRADIENT: self.fetch,

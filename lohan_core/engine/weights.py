@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lohan_core.engine.buffers import Buffers
+from lohan_core.engine.lanes import Action
 from lohan_core.engine.states import WEIGHTS, States
 from lohan_core.layout import BlockLayout
 from lohan_core.schedule.task import Op, Slot, Task
@@ -24,7 +25,11 @@ class Weights:
         self._buffers = buffers
         self._dtype = dtype
         self._views: dict[tuple[int, Slot], dict[str, Tensor]] = {}
-        self.actions = {Op.FETCH_WEIGHTS: self.fetch, Op.UPLOAD_WEIGHTS: self.upload}
+
+    @property
+    def actions(self) -> dict[Op, Action]:
+        """What each kind of task does. Not an attribute: it would tie this object to itself and outlive the engine."""
+        return {Op.FETCH_WEIGHTS: self.fetch, Op.UPLOAD_WEIGHTS: self.upload}
 
     def fetch(self, task: Task) -> None:
         """ssd_read: a chunk of P16 into its host slot."""
