@@ -58,7 +58,7 @@ def test_the_version_stands_in_one_place():
 def test_every_plugin_is_packaged_typed_and_registered():
     packaged = PROJECT["tool"]["scikit-build"]["wheel"]["packages"]
     entry_points = PROJECT["project"]["entry-points"]["lohan"]
-    assert packaged == ["lohan_core", *(str(path.relative_to(ROOT)) for path in sorted(PLUGINS, reverse=True))]
+    assert sorted(packaged) == sorted(str(path.relative_to(ROOT)) for path in PACKAGES)
     assert sorted(entry_points.values()) == sorted(f"{path.name}.plugin" for path in PLUGINS)
     assert sorted(f"lohan_{name}" for name in entry_points) == sorted(path.name for path in PLUGINS)
     for package in PACKAGES:
