@@ -8,7 +8,7 @@
 // [Note: the same bits on every path]
 // Each operation below is correctly rounded (IEEE 754: multiply, add, divide, square root, fused multiply-add), acts on
 // one element, and occurs in the same place on every path; the build forbids the compiler to fuse others
-// (-ffp-contract=off). Subnormals are kept: no path sets flush-to-zero. A NaN's payload would depend on operand order,
+// (-ffp-contract=off). Subnormals are kept (updater.cpp). A NaN's payload would depend on operand order,
 // so every NaN that is written is the canonical one. Hence results do not depend on path, threads or chunking.
 //
 // Fused multiply-adds are where torch's lerp and addcmul kernels have them.

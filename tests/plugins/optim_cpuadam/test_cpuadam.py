@@ -147,6 +147,21 @@ def test_probe_names_the_missing_native_module(monkeypatch):
     assert "install" in reason
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_caller_that_flushes_subnormals_changes_nothing(path):
+    optimizer = CPUADAM.open(CpuAdamConfig(simd=path), threads=1)
+    states = _states(optimizer, 33)
+    gradient = torch.full((33,), 1e-38)
+    hyperparameters = Hyperparameters(step=1, lr=1e-3, weight_decay=0)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        optimizer.update(torch.ones(33), states, gradient, torch.empty(33), hyperparameters)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (states["exp_avg"] > 0).all(), "0.1 times 1e-38 is subnormal, and was flushed to zero"
+
+
 def test_use_after_fork_is_refused_and_exit_does_not_hang():
     code = """
 import os, sys
