@@ -1,0 +1,206 @@
+"""Keeping operators' outputs and handing them out again, on functions small enough to count by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lohan_core.model.keep import Keeping, Kept, OperatorCounter, Replaying, is_keepable, nothing_saved
+from lohan_core.model.rng import get_random_state, preserved, seeded_state, set_random_state
+
+CPU = torch.device("cpu")
+EVERYTHING = frozenset(range(1000))
+
+
+class Listing(OperatorCounter):
+    """Lists what runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def run(self, index, func, args, kwargs):
+        assert index == len(self.names)
+        self.names.append(func.overloadpacket.__name__)
+        return super().run(index, func, args, kwargs)
+
+
+def kept_of(function, *args, wanted=EVERYTHING):
+    """Operators of a function, and which of them were kept."""
+    listing, keeping = Listing(), Keeping(wanted, CPU)
+    with preserved(CPU), listing:
+        function(*args)
+    with nothing_saved(), keeping:
+        function(*args)
+    return listing.names, keeping.kept
+
+
+def test_operators_are_counted_as_they_reach_the_dispatcher():
+    x = torch.ones(2, 3)
+    names, kept = kept_of(lambda t: (t @ t.T).relu(), x)
+    assert names[1:] == ["mm", "relu"], "and the transposition, whatever torch calls it"
+    assert sorted(kept) == [1, 2]
+    assert torch.equal(kept[1].outputs, x @ x.T)
+
+
+def test_only_what_is_wanted_is_kept():
+    _, kept = kept_of(lambda t: (t + 1).relu().exp(), torch.ones(3), wanted=frozenset({1}))
+    assert sorted(kept) == [1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t.view(-1),
+        lambda t: t.transpose(0, 1),
+        lambda t: t[1:],
+        lambda t: t.expand(4, 2, 3),
+        lambda t: t.split(1),
+        lambda t: t.add_(1),
+        torch.empty_like,
+        lambda t: t.new_empty(3),
+        lambda t: t[:0] + 1,
+    ],
+)
+def test_aliases_and_what_holds_no_value_are_not_kept(function):
+    names, kept = kept_of(function, torch.ones(2, 3))
+    assert names
+    assert not kept or all(names[index] == "slice" for index in kept)
+
+
+def test_an_expanded_output_is_no_value_of_its_own():
+    """An operator that is not a view may still return less memory than elements."""
+    func = torch.ops.aten.add.Tensor
+    assert is_keepable(func, torch.ones(2, 3))
+    assert not is_keepable(func, torch.ones(1, 3).expand(2, 3))
+    assert not is_keepable(func, torch.ones(4)[1:])
+
+
+@pytest.mark.parametrize("mutate", [lambda t: t.mul_(2), lambda t: t[0].zero_(), lambda t: torch.exp(t, out=t)])
+def test_a_value_that_is_overwritten_is_kept_no_longer(mutate):
+    """Even through a view, or as an ``out`` argument; what was made from it before stays."""
+
+    def function(x):
+        y = x + 1
+        z = y.relu()
+        with torch.no_grad():
+            mutate(y)
+        return y + z
+
+    names, kept = kept_of(function, torch.ones(3))
+    assert 0 not in kept
+    assert torch.equal(kept[names.index("relu")].outputs, torch.full((3,), 2.0))
+
+
+def test_an_operator_with_several_outputs_is_kept_whole():
+    query = torch.randn(1, 2, 8, 16)
+    names, kept = kept_of(lambda q: nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True), query)
+    index = names.index("_scaled_dot_product_flash_attention_for_cpu")
+    output, logsumexp = kept[index].outputs
+    assert output.shape == (1, 2, 8, 16)
+    assert logsumexp.shape == (1, 2, 8)
+    assert len(kept[index].tensors()) == 2
+
+
+def test_values_that_are_no_tensors_keep_their_place():
+    kept = Kept(outputs=(torch.ones(2), 7, [None, torch.zeros(1)]))
+    assert [tensor.shape for tensor in kept.tensors()] == [(2,), (1,)]
+
+
+def replay(function, x, wanted, *, tamper=False):
+    """Gradient of ``function`` at ``x``: plain, and through keeping and replaying; and what was run again."""
+    plain = x.clone().requires_grad_()
+    state = get_random_state(CPU)
+    function(plain).sum().backward()
+    behind = get_random_state(CPU)
+
+    set_random_state(CPU, state)
+    keeping, leaf = Keeping(wanted, CPU), x.clone().requires_grad_()
+    with nothing_saved(), keeping:
+        function(leaf)
+    if tamper:
+        for kept in keeping.kept.values():
+            for tensor in kept.tensors():
+                tensor.add_(1)
+
+    class Watched(Replaying):
+        def run(self, index, func, args, kwargs):
+            if index not in self._kept:
+                again.append(func.overloadpacket.__name__)
+            return super().run(index, func, args, kwargs)
+
+    again = []
+    set_random_state(CPU, state)
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad(), Watched(keeping.kept, CPU):
+        output = function(leaf)
+    assert torch.equal(get_random_state(CPU), behind), "what is drawn next must be what would have been"
+    (gradient,) = torch.autograd.grad(output.sum(), leaf)
+    return plain.grad, gradient, again
+
+
+def small_network(x):
+    torch.manual_seed(1)
+    weight = torch.linspace(-1, 1, 9).view(3, 3)
+    return nn.functional.gelu(x @ weight).softmax(-1) * x
+
+
+@pytest.mark.parametrize("wanted", [frozenset(), frozenset({1}), frozenset({0, 2}), EVERYTHING])
+def test_gradients_through_replayed_operators_are_the_same(wanted):
+    plain, replayed, _ = replay(small_network, torch.randn(4, 3), wanted)
+    assert torch.equal(plain, replayed)
+
+
+def test_what_is_kept_is_not_run_again():
+    *_, again = replay(lambda x: (x.exp() * 3).tanh().view(-1), torch.randn(4, 3), EVERYTHING)
+    assert again == ["view"]
+
+
+def test_the_kept_value_is_what_backward_uses():
+    """Or else nothing is gained by keeping it."""
+    plain, replayed, _ = replay(torch.exp, torch.randn(3), frozenset({0}), tamper=True)
+    assert torch.allclose(plain + 1, replayed)
+
+
+@pytest.mark.parametrize("wanted", [frozenset({0}), frozenset({1}), frozenset({0, 1}), frozenset()])
+def test_kept_random_operators_leave_the_generator_as_if_they_had_run(wanted):
+    """The second draw must not repeat the first, whichever of them is kept."""
+
+    def function(x):
+        return x * torch.rand(3) + (x * torch.rand(3)).exp()
+
+    plain, replayed, _ = replay(function, torch.randn(3), wanted)
+    assert torch.equal(plain, replayed)
+
+
+@pytest.mark.parametrize("wanted", [EVERYTHING, frozenset({2, 5}), frozenset()])
+def test_dropout_is_replayed(wanted):
+    def function(x):
+        return nn.functional.dropout(nn.functional.dropout(x * 2, 0.5) @ torch.ones(3, 3), 0.5)
+
+    plain, replayed, _ = replay(function, torch.randn(8, 3), wanted)
+    assert torch.equal(plain, replayed)
+    assert 0 < (plain == 0).sum() < plain.numel()
+
+
+def test_nothing_is_saved_and_backward_says_so():
+    x = torch.randn(3, requires_grad=True)
+    with nothing_saved():
+        y = x.exp()
+    assert y.requires_grad
+    with pytest.raises(RuntimeError, match="backward through a forward that saved nothing"):
+        y.sum().backward()
+
+
+def test_random_states_are_values():
+    with preserved(CPU):
+        torch.manual_seed(11)
+        expected = torch.rand(4)
+    outside = get_random_state(CPU)
+    state = seeded_state(CPU, 11)
+    assert torch.equal(get_random_state(CPU), outside)
+    with preserved(CPU):
+        set_random_state(CPU, state)
+        assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(get_random_state(CPU), outside)
