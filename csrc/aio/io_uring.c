@@ -73,7 +73,8 @@ static int exchange(struct aio_ring *ring, struct aio_op **batch, unsigned count
     prepare(uring, batch[i]);
   pthread_mutex_unlock(&uring->tables);
 
-  int error = io_uring_submit_and_wait(&uring->kernel, 1);
+  unsigned patience = aio_ring_patience(ring, uring->depth);
+  int error = io_uring_submit_and_wait(&uring->kernel, patience ? patience : 1);
   bool busy = error == -EAGAIN || error == -EBUSY; /* what was not submitted stays in the ring for the next call */
   if (error < 0 && error != -EINTR && !busy)
     return error;

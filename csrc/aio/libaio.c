@@ -53,12 +53,14 @@ static int exchange(struct aio_ring *ring, struct aio_op **batch, unsigned count
   unsigned completed = submit(native, batch, count, results);
   if (completed)
     return (int)completed;
+  long patience = aio_ring_patience(ring, native->depth);
   eventfd_t signals;
-  while (eventfd_read(ring->event, &signals))
+  while (!patience && eventfd_read(ring->event, &signals))
     if (errno != EINTR)
       return -errno;
   struct timespec now = {0};
-  long events = syscall(SYS_io_getevents, native->context, 0L, (long)native->depth, native->events, &now);
+  long events =
+      syscall(SYS_io_getevents, native->context, patience, (long)native->depth, native->events, patience ? NULL : &now);
   if (events < 0)
     return errno == EINTR ? 0 : -errno;
   for (long i = 0; i < events; i++)

@@ -37,6 +37,10 @@ void aio_ring_wake(lohan_aio *engine) {
   eventfd_write(ring->event, 1);
 }
 
+unsigned aio_ring_patience(const struct aio_ring *ring, unsigned depth) {
+  return ring->in_flight == depth ? (depth + 7) / 8 : 0;
+}
+
 /* With the lock held: what fits beside the operations in flight. */
 static unsigned collect(lohan_aio *engine, struct aio_ring *ring) {
   unsigned count = 0;

@@ -29,4 +29,8 @@ void aio_ring_close(lohan_aio *engine);
 void aio_ring_run(lohan_aio *engine);
 void aio_ring_wake(lohan_aio *engine);
 
+/* How many completions `exchange` should wait for, at most. With all of the depth in use, new operations are no news:
+ * several completions at a time save wake-ups. 0: for one, or for the event. */
+unsigned aio_ring_patience(const struct aio_ring *ring, unsigned depth);
+
 #endif

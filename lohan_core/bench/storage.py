@@ -39,9 +39,9 @@ __all__ = ["StorageBench", "StorageBenchOptions", "StorageBenchRow", "render", "
 
 _BACKEND = "aio"
 _EXTENT = "bench"
-# Each request holds a quarter of the blocks that may be in flight, and so many are started ahead: the queue does not
-# run dry while one is waited for, and the buffers are not much larger than fio's.
-_REQUESTS = 6
+# Each request holds half of the blocks that may be in flight, and so many are started ahead: the queue does not run dry
+# while one is waited for.
+_REQUESTS = 4
 
 
 @frozen(kw_only=True)
@@ -149,7 +149,7 @@ class _Stream:
         self._seconds = options.seconds
         from lohan_core.memory import allocate_host
 
-        request_bytes = min(options.block_bytes * max(1, options.depth // 4), options.size_bytes)
+        request_bytes = min(options.block_bytes * max(1, options.depth // 2), options.size_bytes)
         self._buffers = [allocate_host(request_bytes, pin=False).random_(0, 256) for _ in range(_REQUESTS)]
         storage.register(self._buffers)
 
