@@ -59,6 +59,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote
         ) from error
     _refuse_looking_ahead(model)
     model.tie_weights()
+    _compute_buffers_anew(model)
     model.config.use_cache = False
     return model.train()
 
@@ -72,6 +73,17 @@ def _refuse_looking_ahead(model: PreTrainedModel) -> None:
             f"model.path: a {model.config.model_type!r} model is not a causal LM: its tokens attend to those behind "
             "them; is_decoder: true in its config.json makes it one"
         )
+
+
+@torch.no_grad()
+def _compute_buffers_anew(model: PreTrainedModel) -> None:
+    """Fill the buffers that no checkpoint holds once more, as ``from_pretrained`` does at its end.
+
+    While a model is made, its dtype is torch's default, and some architectures' position tables come out rounded to it.
+    """
+    for module in model.modules():
+        if module._non_persistent_buffers_set:  # noqa: SLF001 - nn.Module has no public way
+            model._init_weights(module)  # noqa: SLF001 - what from_pretrained calls; parameters on meta are not touched
 
 
 def _without_cross_block_losses(config: PreTrainedConfig) -> None:
