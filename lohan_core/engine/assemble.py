@@ -33,7 +33,7 @@ from lohan_core.engine.parts import (
 from lohan_core.engine.states import States
 from lohan_core.engine.updates import Updates
 from lohan_core.engine.weights import Weights
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, PlanError
 from lohan_core.evaluate import require_feasible
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
@@ -89,7 +89,13 @@ def open_engine(
         _require_isolation(parts.model, sample)
         subject = Subject(model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample)
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
-        profile = profiler.profile(subject)
+        try:
+            profile = profiler.profile(subject)
+        except torch.OutOfMemoryError as error:
+            raise PlanError(
+                f"memory.gpu: too little for one block of the model ({str(error).splitlines()[0]}); lower "
+                "run.micro_batch_size or data.sequence_length, or raise memory.gpu"
+            ) from error
         workload = _workload(config, sample, parts.chunk_elements)
         chosen = plan or _plan(config, registry, profile, workload, parts)
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.

@@ -69,6 +69,7 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
 def free_device_bytes(device: torch.device) -> int:
     """Bytes free for computing: the GPU's, or host memory where the CPU computes."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later allocations is as good as free
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return int(psutil.virtual_memory().available)
