@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs.validators import ge
 
+from lohan_core.bench.peaks import GpuPeak, peak_host_bytes
 from lohan_core.bench.plain import PlainProcess, PlainStep
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, write_random_model
 from lohan_core.errors import ConfigError
@@ -72,8 +72,9 @@ class StepBenchRow:
     """One batch size. Single figures are medians over the steps; those of plain PyTorch are None where it is left out.
 
     ``busy_seconds`` is each lane's, by name. ``predicted_seconds`` is the simulated length of the same schedule.
-    ``planned_*_bytes`` are what the plan reckons with, ``peak_gpu_bytes`` what torch's allocator took from the device
-    at most and ``peak_host_bytes`` the process's resident memory at most so far, pinned pages and start-up included.
+    ``planned_*_bytes`` are what the plan reckons with, ``step_gpu_bytes`` what was allocated on the GPU at most during
+    the steps. ``peak_gpu_bytes`` is what torch's allocator took from the device at most, profiling included, and
+    ``peak_host_bytes`` the process's resident memory at most so far, pinned pages and start-up included.
     """
 
     batch_size: int
@@ -87,6 +88,7 @@ class StepBenchRow:
     storage_read_bytes: int
     storage_write_bytes: int
     planned_gpu_bytes: int
+    step_gpu_bytes: int
     peak_gpu_bytes: int
     planned_host_bytes: int
     peak_host_bytes: int
@@ -178,19 +180,20 @@ class _Bench:
         from lohan_core.engine.assemble import open_engine
 
         config = self._config(batch_size)
-        self._forget_peak()
         ours: list[StepResult] = []
         theirs: list[PlainStep] = []
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, config.run.dir, ignore_errors=True)
+            memory = GpuPeak(self.device)
             sample = make_batch(self.workload, batch_size, 0)
             engine = stack.enter_context(open_engine(config, sample, registry=self.registry))
             plain = stack.enter_context(self._start_plain(batch_size)) if self.options.plain else None
+            memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=_LR))
                 if plain is not None:
                     theirs.append(plain.step(number))
-            return self._summarise(engine, batch_size, ours, theirs)
+            return self._summarise(engine, batch_size, ours, theirs, memory)
 
     def _start_plain(self, batch_size: int) -> PlainProcess:
         return PlainProcess(
@@ -221,7 +224,12 @@ class _Bench:
         return config_from_mapping(values, self.registry)
 
     def _summarise(
-        self, engine: Engine, batch_size: int, ours: Sequence[StepResult], theirs: Sequence[PlainStep]
+        self,
+        engine: Engine,
+        batch_size: int,
+        ours: Sequence[StepResult],
+        theirs: Sequence[PlainStep],
+        memory: GpuPeak,
     ) -> StepBenchRow:
         from lohan_core.plan import Tier
         from lohan_core.schedule.simulate import simulate
@@ -244,9 +252,10 @@ class _Bench:
             storage_read_bytes=counted[-1].storage_read_bytes,
             storage_write_bytes=counted[-1].storage_write_bytes,
             planned_gpu_bytes=engine.schedule.bytes_on(Tier.GPU),
-            peak_gpu_bytes=self._peak_gpu_bytes(),
+            step_gpu_bytes=memory.allocated_bytes(),
+            peak_gpu_bytes=memory.reserved_bytes(),
             planned_host_bytes=engine.schedule.bytes_on(Tier.HOST),
-            peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_host_bytes=peak_host_bytes(),
             plain_step_seconds=tuple(step.seconds for step in plain),
             plain_tokens_per_second=tokens / plain_seconds if plain_seconds else None,
             plain_losses=tuple(step.loss for step in theirs),
@@ -255,18 +264,6 @@ class _Bench:
             if plain
             else None,
         )
-
-    def _forget_peak(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def _peak_gpu_bytes(self) -> int:
-        import torch
-
-        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
 
 
 def render(result: StepBench) -> str:

@@ -20,6 +20,8 @@ def cuda():
     yield torch.device("cuda", torch.cuda.current_device())
     torch.use_deterministic_algorithms(False)
     torch.cuda.set_per_process_memory_fraction(1.0)
+    # torch keeps one of cuBLAS's workspaces for every stream that there ever was, and each engine has its own streams.
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
 
 

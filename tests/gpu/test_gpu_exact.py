@@ -44,7 +44,7 @@ def check_gradients(tmp_path, model, batch, backends, *, device, dtype, planner,
         ours = recorded_gradients(engine, backends.recorder)
     loss, theirs = plain_gradients(model, getattr(torch, dtype), batch, device)
     assert not different(ours, theirs)
-    assert result.loss == loss
+    assert result.loss == pytest.approx(loss, rel=1e-12)  # micro-batches' losses are added in another order
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

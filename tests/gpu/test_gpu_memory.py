@@ -61,13 +61,21 @@ def test_memory_is_flat_over_steps(tmp_path, models, cuda):
         assert torch.cuda.memory_reserved(cuda) == reserved
 
 
-def test_a_plan_that_does_not_fit_is_refused_before_training(tmp_path, models, cuda):
-    batch = make_batch(4)
-    with pytest.raises(PlanError, match="gpu") as refusal:
-        open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, memory={"gpu": 4096}, planner=HOST)
+REFUSALS = {
+    "one block": (4096, {"backend": "keep_nothing"}, "memory.gpu: too little for one block"),
+    "the plan": (256 * MIB, {"backend": "keep_all", "candidates": "gpu"}, "more than the 256 MiB there are"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_does_not_fit_is_refused_before_training(tmp_path, models, case):
+    cap_bytes, planner, reason = REFUSALS[case]
+    batch = make_batch(4, micro_batches=64, rows=8, length=48)
+    run = {"device": "cuda"}
+    with pytest.raises(PlanError, match=reason) as refusal:
+        open_run(tmp_path, models["llama"], batch, run=run, memory={"gpu": cap_bytes}, planner=planner)
     assert "\n" not in str(refusal.value)
-    assert cuda.type == "cuda"
     torch.cuda.set_per_process_memory_fraction(1.0)
-    with open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, planner=HOST) as engine:
+    with open_run(tmp_path, models["llama"], batch, run=run, planner=HOST) as engine:
         assert engine.finished_step == 0
         engine.step(batch, lr=1e-3)
