@@ -188,8 +188,8 @@ def cut_model(model: PreTrainedModel) -> CutModel:
         model: a skeleton (:func:`lohan_core.model.skeleton.build_skeleton`).
 
     Raises:
-        ModelError: the model computes something between its layers, or its layers depend on more than one value that
-            carries a gradient.
+        ModelError: the model computes something between its layers, its layers depend on more than one value that
+            carries a gradient, or they return more than the next one takes.
     """
     prefix, layers = find_layers(model)
     names = dict(model.named_parameters())
@@ -200,7 +200,13 @@ def cut_model(model: PreTrainedModel) -> CutModel:
         for name in everywhere_else
     }
     probe = _Probe(list(layers), {id(tensor): name for name, tensor in stand_ins.items()})
-    probe.run(model, stand_ins)
+    try:
+        probe.run(model, stand_ins)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{type(model).__name__} cannot be cut into blocks: its layers are no chain: {reason}"
+        ) from error
     decays = _decaying(model)
 
     def described(group: list[str]) -> list[tuple[str, tuple[int, ...], bool]]:
