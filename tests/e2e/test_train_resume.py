@@ -135,7 +135,8 @@ def test_killed_at_random_system_calls(make_run, undisturbed):
 
 def test_without_durability_a_killed_run_is_refused_for_good(make_run):
     run = make_run(**OVERWRITING)
-    in_the_third_step = Death(event="open", path=r"/store$", nth=7)
+    # The manifest is replaced when the store is made, when it is filled, and twice in every step.
+    in_the_third_step = Death(event="os.rename", path=r"manifest\.json\.new$", nth=8)
     ended = run.train(dies=in_the_third_step)
     assert ended.code == -signal.SIGKILL
     before = run.manifest()

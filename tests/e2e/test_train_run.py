@@ -65,11 +65,10 @@ def run(tmp_path_factory, sections):
     config = LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "num_hidden_layers": 5})
     make_lm(config).save_pretrained(folder / "model")
     vocabulary = {word: number for number, word in enumerate([UNKNOWN, END, PAD, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of another kind
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token=UNKNOWN, eos_token=END, pad_token=PAD).save_pretrained(
-        folder / "model"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token=UNKNOWN, eos_token=END, pad_token=PAD)
+    tokenizer.save_pretrained(folder / "model")
     for name, samples in (("train", 40), ("eval", 8)):
         pairs = ((" ".join(words) for words in _sample(k)) for k in range(samples))
         lines = [json.dumps({"prompt": prompt, "completion": f" {completion}"}) for prompt, completion in pairs]
