@@ -9,7 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from lohan_core.plan import Plan, Workload
-from lohan_core.profile import Machine, Profile
+from lohan_core.profile import Machine, Profile, Role
 from lohan_core.schedule.sizes import kept_bytes
 from lohan_core.schedule.task import Lane
 from lohan_core.states import chunk_record_bytes
@@ -73,7 +73,8 @@ def paper_totals(plan: Plan, profile: Profile, workload: Workload, host_bytes: i
     return PaperTotals(
         weight_bytes=parameters * profile.weight_bytes,
         state_bytes=sum(chunk_record_bytes(profile.states, block.elements) for block in profile.blocks),
-        activation_bytes=workload.micro_batches * sum(kept_bytes(*pair).moved for pair in pairs),
+        activation_bytes=workload.micro_batches
+        * sum(kept_bytes(*pair).moved for pair in pairs if pair[0].role is Role.LAYER),
         host_bytes=host_bytes,
         forward_flops=workload.micro_batches * sum(block.flops for block in profile.blocks),
         recomputed_flops=workload.micro_batches * recomputed,

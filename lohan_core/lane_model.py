@@ -1,4 +1,4 @@
-"""A step's length from what each lane has to do: T = sum over phases of the busiest lane, as in the paper, made complete.
+"""A step's length from what its lanes have to do: T = sum over phases of the busiest lane, the paper's form completed.
 
 It adds what the paper's equations leave out: seconds instead of FLOPs, every tier for states, inputs and candidates,
 CPU update time, reads and writes that share the drives unequally, updates that wait. Every amount is linear in a plan's

@@ -1,0 +1,56 @@
+"""What a config file may say to these planners."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from attrs import field, frozen
+from attrs.validators import ge, in_
+
+from lohan_core.plan import Tier
+
+__all__ = ["GreedyConfig", "GreedyModel", "Ranking", "StrategyConfig"]
+
+
+class Ranking(StrEnum):
+    """What a byte that waits instead of being recomputed is worth."""
+
+    SECONDS = "seconds"
+    """The measured time of the operator: right for operators that are bound by memory too."""
+    FLOPS = "flops"
+    """The operator's FLOPs, as in the paper."""
+
+
+class GreedyModel(StrEnum):
+    """By which of the core's closed forms a step is predicted in the search."""
+
+    LANES = "lanes"
+    PAPER = "paper"
+
+
+@frozen(kw_only=True)
+class GreedyConfig:
+    """How `greedy` searches.
+
+    Attributes:
+        ranking: What candidates are ranked by, per byte: `seconds` as measured, or `flops` as in the paper.
+        model: What the search minimizes: `lanes`, or `paper` for the published equations, which know neither the CPU's
+            time nor states in host memory.
+        finalists: How many plans are simulated in the end, the search's best and others that keep less and more; with 1
+            the search decides alone.
+    """
+
+    ranking: Ranking = Ranking.SECONDS
+    model: GreedyModel = GreedyModel.LANES
+    finalists: int = field(default=4, validator=ge(1))
+
+
+@frozen(kw_only=True)
+class StrategyConfig:
+    """Where a strategy that decides about activations only puts the states.
+
+    Attributes:
+        states: Where weights and optimizer states live: `ssd` or `host`.
+    """
+
+    states: Tier = field(default=Tier.SSD, validator=in_((Tier.SSD, Tier.HOST)))

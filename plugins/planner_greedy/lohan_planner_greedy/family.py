@@ -1,0 +1,198 @@
+"""The plans that these planners choose from, each named by five numbers, and what each takes.
+
+Items (see :mod:`lohan_planner_greedy.items`) are kept up to a point and placed nearest first, so that three cuts
+through one list say where everything waits::
+
+    [0, gpu_cut) gpu   [gpu_cut, host_cut) host   [host_cut, kept) ssd   [kept, ...) recomputed
+
+Neighbours in the list belong to different blocks, so that every block has its share of each tier and the lanes work
+evenly. Two counts through a list of blocks say whose states, and whose waiting gradients, are in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from attrs import define, frozen
+from numpy.typing import NDArray
+
+from lohan_core.lane_model import weight_loads
+from lohan_core.plan import BlockPlan, Plan, Tier, Workload
+from lohan_core.profile import Profile, Role
+from lohan_core.schedule.build import SPILL_SLOTS, build_memory, gradients_wait
+from lohan_core.schedule.task import Schedule
+from lohan_planner_greedy.items import Item
+
+__all__ = ["Choice", "Family", "HostCounts"]
+
+IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@frozen(kw_only=True)
+class Choice:
+    """One plan of the family."""
+
+    kept: int
+    gpu_cut: int
+    host_cut: int
+    host_states: int
+    host_gradients: int
+
+
+@frozen
+class HostCounts:
+    """Every way to put the states of so many blocks and the waiting gradients of so many into host memory.
+
+    Arrays of one length: the two counts, and the bytes that they leave no room for on host and ssd.
+    """
+
+    states: Integers
+    gradients: Integers
+    host_bytes: Integers
+    ssd_bytes: Integers
+
+
+@define(slots=False)
+class Family:
+    """All plans over ``items`` for one model and workload."""
+
+    profile: Profile
+    workload: Workload
+    items: Sequence[Item]
+
+    @cached_property
+    def block_order(self) -> list[int]:
+        """Blocks by what host memory saves per byte of states: most loads of weights first, then first used first."""
+        forward, backward = weight_loads(self.profile)
+        return sorted(range(len(self.profile.blocks)), key=lambda index: (-forward[index] - backward[index], index))
+
+    @cached_property
+    def item_bytes(self) -> Integers:
+        """Bytes of each item, of one micro-batch."""
+        return np.array([item.bytes for item in self.items], dtype=np.int64)
+
+    @cached_property
+    def item_blocks(self) -> Integers:
+        """Block of each item."""
+        return np.array([item.block for item in self.items], dtype=np.int64)
+
+    @cached_property
+    def moving_bytes(self) -> Integers:
+        """Bytes of each item that the lanes move when it leaves the GPU: those of layers."""
+        blocks = self.profile.blocks
+        moves = np.array([blocks[item.block].role is Role.LAYER for item in self.items])
+        return np.where(moves, self.item_bytes, 0)
+
+    @cached_property
+    def _block_bytes_before(self) -> Integers:
+        """Bytes of each block, one row each, in the items before each cut."""
+        return _before(_rows(self.item_bytes, self.item_blocks, len(self.profile.blocks)))
+
+    @cached_property
+    def recomputed_seconds(self) -> Floats:
+        """Seconds of recomputation in a step that keeps the items before each cut."""
+        return self._recomputed([b.seconds for b in self.profile.blocks], [item.seconds for item in self.items])
+
+    @cached_property
+    def recomputed_flops(self) -> Floats:
+        """FLOPs of recomputation in a step that keeps the items before each cut."""
+        return self._recomputed([b.flops for b in self.profile.blocks], [item.flops for item in self.items])
+
+    def _recomputed(self, forward: Sequence[float], saved: Sequence[float]) -> Floats:
+        table = _rows(np.array(saved), self.item_blocks, len(forward))
+        left: Floats = np.maximum(0.0, np.array(forward)[:, None] - _before(table)).sum(axis=0)
+        return self.workload.micro_batches * left
+
+    @cached_property
+    def fixed_gpu_bytes(self) -> int:
+        """Device bytes that every plan takes."""
+        inputs = sum(item.bytes for item in self.items if item.candidate is None)
+        return self._memory(host_states=0).bytes_on(Tier.GPU) - self.workload.micro_batches * inputs
+
+    def gpu_bytes(self, kept: int) -> Integers:
+        """Device bytes with 0, 1, ..., ``kept`` of the kept items on the GPU."""
+        held = self.workload.micro_batches * _before(self.item_bytes[:kept])
+        return self.fixed_gpu_bytes + held + IN_FLIGHT * self._largest_block(slice(0, kept))
+
+    def host_activation_bytes(self, rest: slice) -> Integers:
+        """Host bytes that activations take with the first 0, 1, ... of ``rest`` in host memory, the others on ssd."""
+        held = self.workload.micro_batches * _before(self.item_bytes[rest])
+        return held + SPILL_SLOTS * self._largest_block(rest)
+
+    def _largest_block(self, items: slice) -> Integers:
+        """The most bytes that one block has beyond each cut of ``items``."""
+        before = self._block_bytes_before[:, items.start : items.stop + 1]
+        largest: Integers = (before[:, -1:] - before).max(axis=0)
+        return largest
+
+    def host_counts(self, *, all_states: bool | None) -> HostCounts:
+        """List the ways to use host memory for states and gradients, those that use it most first.
+
+        Args:
+            all_states: whether all states are in host memory or none; None: any number of blocks.
+        """
+        blocks = len(self.profile.blocks)
+        gradients = range(blocks, -1, -1) if gradients_wait(self.workload) else (blocks,)
+        states = range(blocks, -1, -1) if all_states is None else (blocks * all_states,)
+        pairs = [(h, g) for h in states for g in gradients]
+        taken = {h: self._memory(host_states=h) for h in states}
+        size = [self.profile.blocks[index].elements * self.profile.weight_bytes for index in self.block_order]
+        waiting = [sum(size[:g]) * gradients_wait(self.workload) for g in range(blocks + 1)]
+        return HostCounts(
+            states=np.array([h for h, _ in pairs]),
+            gradients=np.array([g for _, g in pairs]),
+            host_bytes=np.array([taken[h].bytes_on(Tier.HOST) + waiting[g] for h, g in pairs]),
+            ssd_bytes=np.array([taken[h].bytes_on(Tier.SSD) - waiting[g] for h, g in pairs]),
+        )
+
+    def _memory(self, *, host_states: int) -> Schedule:
+        """Memory with no candidate kept, inputs on the GPU and gradients on the drives."""
+        choice = Choice(kept=0, gpu_cut=0, host_cut=0, host_states=host_states, host_gradients=0)
+        return build_memory(self.plan("", choice), self.profile, self.workload)
+
+    def plan(self, planner: str, choice: Choice, note: str | None = None) -> Plan:
+        """Write a choice down as a plan. An input that is not among the kept items is left on the GPU."""
+        blocks = len(self.profile.blocks)
+        inputs = [Tier.GPU] * blocks
+        keep: list[dict[int, Tier]] = [{} for _ in range(blocks)]
+        for position, item in enumerate(self.items[: choice.kept]):
+            near, nearer = position < choice.host_cut, position < choice.gpu_cut
+            tier = Tier.GPU if nearer else Tier.HOST if near else Tier.SSD
+            if item.candidate is None:
+                inputs[item.block] = tier
+            else:
+                keep[item.block][item.candidate] = tier
+        states = set(self.block_order[: choice.host_states])
+        gradients = set(self.block_order[: choice.host_gradients])
+        return Plan(
+            planner=planner,
+            blocks=tuple(
+                BlockPlan(
+                    states=Tier.HOST if index in states else Tier.SSD,
+                    inputs=inputs[index],
+                    keep=keep[index],
+                    gradients=Tier.HOST if index in gradients else Tier.SSD,
+                )
+                for index in range(blocks)
+            ),
+            note=note,
+        )
+
+
+def _before(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum what lies before each cut of the last axis: one entry more than there are values, the first 0."""
+    nothing = np.zeros((*values.shape[:-1], 1), dtype=values.dtype)
+    return np.concatenate([nothing, np.cumsum(values, axis=-1)], axis=-1)
+
+
+def _rows(values: NDArray[Any], rows: Integers, count: int) -> NDArray[Any]:
+    """Make a table of ``count`` rows with one value in each column, in the row that ``rows`` names."""
+    table = np.zeros((count, len(values)), dtype=values.dtype)
+    table[rows, np.arange(len(values))] = values
+    return table

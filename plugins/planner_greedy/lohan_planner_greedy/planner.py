@@ -1,0 +1,192 @@
+"""The planners: each a ranking, a search and an objective over one family of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from attrs import frozen
+
+from lohan_core.errors import PlanError
+from lohan_core.evaluate import TimeModel, evaluate, require_feasible
+from lohan_core.interfaces.planner import Planner
+from lohan_core.lane_model import Resource
+from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.profile import Profile
+from lohan_core.units import format_bytes
+from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
+from lohan_planner_greedy.family import Choice, Family, HostCounts
+from lohan_planner_greedy.items import rank_items
+from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
+from lohan_planner_greedy.search import Search, kept_lengths, spread
+
+__all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
+
+_PCIE = frozenset({Resource.GPU, Resource.H2D, Resource.D2H})
+
+
+@frozen(kw_only=True)
+class Strategy:
+    """What makes one planner differ from another.
+
+    ``lengths``: how many items it may keep. ``all_states``: whether all states are in host memory, or none; None: it
+    chooses. ``objective``: how it predicts a step in the search. ``finalists``: how many plans it simulates to choose
+    from; with 1, the search decides.
+    """
+
+    name: str
+    ranking: Ranking
+    tiers: frozenset[Tier]
+    lengths: Callable[[Family], Sequence[int]]
+    all_states: bool | None
+    objective: Callable[[Family, HostCounts, Budget], Objective]
+    finalists: int = 1
+
+
+class FamilyPlanner(Planner):
+    """Makes the plan of its strategy's family with the shortest predicted step."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+
+    def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
+        """Decide, or raise PlanError if no plan of the family fits."""
+        strategy = self._strategy
+        family = Family(profile, workload, rank_items(profile, strategy.ranking))
+        counts = family.host_counts(all_states=strategy.all_states)
+        search = Search(lengths=strategy.lengths(family), tiers=strategy.tiers)
+        curve = search.curve(family, counts, strategy.objective(family, counts, budget), budget)
+        if not curve:
+            raise self._infeasible(family, counts, budget)
+        plans = [
+            require_feasible(
+                family.plan(strategy.name, graded.choice, _describe(family, graded.choice)), profile, workload, budget
+            )
+            for graded in spread(curve, strategy.finalists)
+        ]
+        if len(plans) == 1:
+            return plans[0]
+        return min(plans, key=lambda plan: evaluate(plan, profile, workload, budget).seconds)
+
+    def _infeasible(self, family: Family, counts: HostCounts, budget: Budget) -> PlanError:
+        """Tell what the plan lacks that comes closest to fitting."""
+        strategy = self._strategy
+        kept = min(strategy.lengths(family))
+        places = {Tier.GPU: (kept, 0), Tier.HOST: (0, kept), Tier.SSD: (0, 0)}
+        rows = {0, len(counts.states) - 1}
+        grades = [
+            evaluate(
+                family.plan(
+                    strategy.name,
+                    Choice(
+                        kept=kept,
+                        gpu_cut=gpu_cut,
+                        host_cut=host_cut,
+                        host_states=int(counts.states[row]),
+                        host_gradients=int(counts.gradients[row]),
+                    ),
+                ),
+                family.profile,
+                family.workload,
+                budget,
+                TimeModel.LANES,
+            )
+            for tier, (gpu_cut, host_cut) in places.items()
+            if tier in strategy.tiers
+            for row in sorted(rows)
+        ]
+        nearest = min(grades, key=lambda grade: sum(s.needed_bytes - s.available_bytes for s in grade.shortfalls))
+        return PlanError(f"planner {strategy.name!r}: " + "; ".join(str(shortfall) for shortfall in nearest.shortfalls))
+
+
+def _describe(family: Family, choice: Choice) -> str:
+    inputs = sum(item.candidate is None for item in family.items)
+    case = {
+        inputs: "nothing but block inputs is kept",
+        len(family.items): "every candidate is kept",
+    }.get(choice.kept, f"{choice.kept - inputs} of {len(family.items) - inputs} candidates are kept")
+    cuts = [0, choice.gpu_cut, choice.host_cut, choice.kept]
+    sizes = [int(family.item_bytes[start:stop].sum()) for start, stop in pairwise(cuts)]
+    held = ", ".join(
+        f"{format_bytes(family.workload.micro_batches * size)} on {tier}"
+        for tier, size in zip(Tier, sizes, strict=True)
+        if size
+    )
+    return f"{case} ({held}); states of {choice.host_states} of {len(family.profile.blocks)} blocks in host memory"
+
+
+def _inputs_only(family: Family) -> Sequence[int]:
+    return [sum(item.candidate is None for item in family.items)]
+
+
+def _everything(family: Family) -> Sequence[int]:
+    return [len(family.items)]
+
+
+def _all_lanes(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+    del budget
+    return LaneObjective.over(family, counts)
+
+
+def _pcie_only(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+    del budget
+    return LaneObjective.over(family, counts, _PCIE)
+
+
+def _papers(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+    del counts
+    return PaperObjective.over(family, budget)
+
+
+def greedy(config: GreedyConfig) -> Planner:
+    """Open Algorithm 1 over all tiers."""
+    return FamilyPlanner(
+        Strategy(
+            name="greedy",
+            ranking=config.ranking,
+            tiers=frozenset(Tier),
+            lengths=kept_lengths,
+            all_states=None,
+            objective=_papers if config.model is GreedyModel.PAPER else _all_lanes,
+            finalists=config.finalists,
+        )
+    )
+
+
+def _strategy(
+    name: str,
+    config: StrategyConfig,
+    tiers: set[Tier],
+    lengths: Callable[[Family], Sequence[int]],
+    objective: Callable[[Family, HostCounts, Budget], Objective] = _all_lanes,
+) -> Planner:
+    return FamilyPlanner(
+        Strategy(
+            name=name,
+            ranking=Ranking.SECONDS,
+            tiers=frozenset(tiers),
+            lengths=lengths,
+            all_states=config.states is Tier.HOST,
+            objective=objective,
+        )
+    )
+
+
+def zero(config: StrategyConfig) -> Planner:
+    """Open ZeRO-Infinity's: block inputs to host memory, the rest recomputed. With states on host, ZeRO-Offload's."""
+    return _strategy("zero", config, {Tier.HOST}, _inputs_only)
+
+
+def recompute_all(config: StrategyConfig) -> Planner:
+    """Open plain activation checkpointing: inputs stay on the GPU, the rest is recomputed."""
+    return _strategy("recompute_all", config, {Tier.GPU}, _inputs_only)
+
+
+def capuchin(config: StrategyConfig) -> Planner:
+    """Open Capuchin's: keep, recompute or swap to host memory by measured cost; it sees the GPU and PCIe, no drives."""
+    return _strategy("capuchin", config, {Tier.GPU, Tier.HOST}, kept_lengths, _pcie_only)
+
+
+def g10(config: StrategyConfig) -> Planner:
+    """Open G10's: keep or swap everything to the drives; nothing is recomputed."""
+    return _strategy("g10", config, {Tier.GPU, Tier.SSD}, _everything)

@@ -1,0 +1,276 @@
+"""What the greedy family promises under the model that it searches with."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking
+from lohan_planner_greedy.family import Choice, Family
+from lohan_planner_greedy.items import offloading_benefit, rank_items
+from lohan_planner_greedy.objective import LaneObjective
+from lohan_planner_greedy.planner import greedy
+from lohan_planner_greedy.plugin import lohan_planner
+from lohan_planner_greedy.search import MOST_LENGTHS, Graded, Search, first_shortest, kept_lengths, spread
+
+from lohan_core.equations import paper_step_seconds
+from lohan_core.errors import PlanError
+from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
+from lohan_core.testing.planner import PROBLEMS, example_profile
+
+BACKENDS = {backend.name: backend for backend in lohan_planner()}
+STRATEGIES = ("zero", "capuchin", "g10", "recompute_all")
+PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
+ROUNDING = 1 + 1e-9
+SEARCH_ALONE = GreedyConfig(finalists=1)
+
+
+def family_of(problem):
+    return Family(problem.profile, problem.workload, rank_items(problem.profile, Ranking.SECONDS))
+
+
+def lanes(plan, profile, workload, budget=PLENTY):
+    return evaluate(plan, profile, workload, budget, TimeModel.LANES)
+
+
+def budgets():
+    sizes = st.integers(min_value=0, max_value=14).map(lambda exponent: 2**20 * 2**exponent)
+    return st.builds(Budget, gpu_bytes=sizes, host_bytes=sizes, ssd_bytes=sizes)
+
+
+def choices(family):
+    def cut(kept):
+        cuts = st.tuples(st.integers(0, kept), st.integers(0, kept)).map(sorted)
+        counts = st.integers(0, len(family.profile.blocks))
+        return st.builds(
+            lambda cuts, states, gradients: Choice(
+                kept=kept, gpu_cut=cuts[0], host_cut=cuts[1], host_states=states, host_gradients=gradients
+            ),
+            cuts,
+            counts,
+            counts,
+        )
+
+    return st.sampled_from(kept_lengths(family)).flatmap(cut)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_the_families_arithmetic_is_the_graders(data):
+    """Bytes on every tier and seconds by the lanes, of any choice, are what ``evaluate`` says of its plan."""
+    problem = data.draw(st.sampled_from(PROBLEMS))
+    family = family_of(problem)
+    choice = data.draw(choices(family))
+    counts = family.host_counts(all_states=None)
+    (row,) = [
+        i
+        for i, pair in enumerate(zip(counts.states, counts.gradients, strict=True))
+        if pair[0] == choice.host_states and pair[1] in {choice.host_gradients, pair[1] * (not problem.workload.clips)}
+    ][:1]
+    choice = evolve(choice, host_gradients=int(counts.gradients[row]))
+    grade = lanes(family.plan("greedy", choice), problem.profile, problem.workload)
+    micro_batches = problem.workload.micro_batches
+    rest = slice(choice.gpu_cut, choice.kept)
+    on_host = choice.host_cut - choice.gpu_cut
+    spilled = micro_batches * int(family.item_bytes[choice.host_cut : choice.kept].sum())
+    assert family.gpu_bytes(choice.kept)[choice.gpu_cut] == grade.peak_bytes[Tier.GPU]
+    host_bytes = counts.host_bytes[row] + family.host_activation_bytes(rest)[on_host]
+    assert host_bytes == grade.peak_bytes[Tier.HOST]
+    assert counts.ssd_bytes[row] + spilled == grade.peak_bytes[Tier.SSD]
+    moving = [
+        micro_batches * int(family.moving_bytes[start : choice.kept].sum()) for start in (rest.start, choice.host_cut)
+    ]
+    spilled_everywhere = counts.host_bytes * 0.0 + moving[1]
+    seconds = LaneObjective.over(family, counts).seconds(choice.kept, float(moving[0]), spilled_everywhere)
+    assert seconds[row] == pytest.approx(grade.seconds)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=st.sampled_from(PROBLEMS), budget=budgets())
+def test_it_is_never_worse_than_a_static_strategy(problem, budget):
+    """Where any strategy has a plan, greedy has one, and by the lanes it is no slower."""
+    for name in STRATEGIES:
+        strategy = BACKENDS[name].open(BACKENDS[name].config())
+        try:
+            other = strategy.plan(problem.profile, budget, problem.workload)
+        except PlanError:
+            continue
+        plan = greedy(SEARCH_ALONE).plan(problem.profile, budget, problem.workload)
+        seconds = lanes(plan, problem.profile, problem.workload).seconds
+        assert seconds <= lanes(other, problem.profile, problem.workload).seconds * ROUNDING, name
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=st.sampled_from(PROBLEMS), budget=budgets(), tier=st.sampled_from(Tier), more=st.floats(1, 8))
+def test_a_larger_budget_is_never_worse(problem, budget, tier, more):
+    planner = greedy(SEARCH_ALONE)
+    try:
+        plan = planner.plan(problem.profile, budget, problem.workload)
+    except PlanError:
+        return
+    name = f"{tier}_bytes"
+    larger = evolve(budget, **{name: int(getattr(budget, name) * more)})
+    seconds = lanes(planner.plan(problem.profile, larger, problem.workload), problem.profile, problem.workload).seconds
+    assert seconds <= lanes(plan, problem.profile, problem.workload).seconds * ROUNDING
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=st.sampled_from(PROBLEMS), budget=budgets(), data=st.data())
+def test_it_has_a_plan_wherever_one_of_its_family_fits(problem, budget, data):
+    family = family_of(problem)
+    some = family.plan("greedy", data.draw(choices(family)))
+    if lanes(some, problem.profile, problem.workload, budget).feasible:
+        greedy(SEARCH_ALONE).plan(problem.profile, budget, problem.workload)
+
+
+def small(seed, candidates):
+    """Candidates of equal bytes: offloading benefit then orders them as their time does, which is optimal."""
+    profile = example_profile(layers=2, width=512, tokens=2**15, seed=seed, candidates=candidates)
+    size = 2 * 512 * 2**15
+
+    def equal(block):
+        return evolve(block, candidates=tuple(evolve(c, bytes=size) for c in block.candidates))
+
+    *blocks, postlude = (equal(block) for block in profile.blocks)
+    return evolve(profile, blocks=(*blocks, evolve(postlude, candidates=())))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drives", [1e9, 4e9, 16e9], ids=["slow", "middling", "fast"])
+def test_it_finds_what_trying_everything_finds(seed, drives):
+    """Which candidates to keep, all in host memory: every subset is tried, where OB order is the optimal order."""
+    profile = small(seed, candidates=3)
+    machine = evolve(
+        profile.machine,
+        ssd_read_bytes_per_second=drives,
+        ssd_write_bytes_per_second=drives,
+        ssd_mixed_bytes_per_second=drives,
+        h2d_bytes_per_second=drives,
+        d2h_bytes_per_second=drives,
+    )
+    profile = evolve(profile, machine=machine)
+    workload = Workload(micro_batches=2, update=Update.OPTIMIZED, clips=False, chunk_elements=2**20)
+    nothing = Plan(
+        planner="brute force", blocks=tuple(BlockPlan(states=Tier.SSD, inputs=Tier.HOST) for _ in profile.blocks)
+    )
+    places = [(number, c.index) for number, block in enumerate(profile.blocks) for c in block.candidates]
+
+    def keeping(kept):
+        keep = [{index: Tier.HOST for owner, index in kept if owner == number} for number in range(len(nothing.blocks))]
+        return evolve(nothing, blocks=tuple(evolve(b, keep=k) for b, k in zip(nothing.blocks, keep, strict=True)))
+
+    best = min(
+        lanes(keeping(kept), profile, workload).seconds
+        for count in range(len(places) + 1)
+        for kept in itertools.combinations(places, count)
+    )
+    family = Family(profile, workload, rank_items(profile, Ranking.SECONDS))
+    counts = family.host_counts(all_states=False)
+    search = Search(lengths=kept_lengths(family), tiers=frozenset({Tier.HOST}))
+    curve = search.curve(family, counts, LaneObjective.over(family, counts), PLENTY)
+    found = first_shortest(curve)
+    assert found.seconds == pytest.approx(best, rel=1e-12)
+    assert lanes(family.plan("", found.choice), profile, workload).seconds == pytest.approx(best, rel=1e-12)
+
+
+def papers_problem(flops_per_second):
+    profile = small(0, candidates=3)
+    machine = evolve(profile.machine, gpu_flops_per_second=flops_per_second)
+    workload = Workload(micro_batches=1, update=Update.OPTIMIZED, clips=False, chunk_elements=2**20)
+    return evolve(profile, machine=machine), workload
+
+
+@pytest.mark.parametrize(
+    ("flops_per_second", "kept"),
+    [
+        (1e18, 0),  # case 1, bound by transfers: the inputs alone
+        (1e12, 6),  # case 2, bound by computation: everything
+    ],
+)
+def test_the_papers_first_two_cases(flops_per_second, kept):
+    profile, workload = papers_problem(flops_per_second)
+    config = GreedyConfig(ranking=Ranking.FLOPS, model=GreedyModel.PAPER, finalists=1)
+    plan = greedy(config).plan(profile, PLENTY, workload)
+    assert sum(len(block.keep) for block in plan.blocks) == kept
+
+
+def test_the_papers_third_case_is_the_least_of_its_equations():
+    """Between the two the algorithm stops at the inflection point: one more or one less is no shorter."""
+    profile, workload = papers_problem(1e14)
+    small_gpu = Plan(planner="", blocks=tuple(BlockPlan(states=Tier.SSD) for _ in profile.blocks))
+    needed = lanes(small_gpu, profile, workload).peak_bytes[Tier.GPU]
+    # Slow PCIe, so that keeping costs; and a GPU without room for what is kept.
+    machine = evolve(profile.machine, h2d_bytes_per_second=3e10, d2h_bytes_per_second=3e10)
+    machine = evolve(machine, ssd_read_bytes_per_second=1e13, ssd_write_bytes_per_second=1e13)
+    profile = evolve(profile, machine=machine)
+    budget = evolve(PLENTY, gpu_bytes=needed + 6 * 2**26)
+    config = GreedyConfig(ranking=Ranking.FLOPS, model=GreedyModel.PAPER, finalists=1)
+    plan = greedy(config).plan(profile, budget, workload)
+    family = Family(profile, workload, rank_items(profile, Ranking.FLOPS))
+    curve = [
+        paper_step_seconds(family.plan("", choice), profile, workload, budget.host_bytes)
+        for length in kept_lengths(family)
+        for choice in [Choice(kept=length, gpu_cut=0, host_cut=length, host_states=0, host_gradients=0)]
+    ]
+    best = min(range(len(curve)), key=curve.__getitem__)
+    assert 0 < best < len(curve) - 1, "the problem is of another case"
+    assert paper_step_seconds(plan, profile, workload, budget.host_bytes) <= curve[best] * ROUNDING
+
+
+def test_candidates_are_ranked_by_time_or_by_flops():
+    profile = PROBLEMS[2].profile
+    first, second, third = profile.blocks[1].candidates
+    quick = evolve(first, flops=9e10, seconds=1e-3, bytes=2**20)
+    slow = evolve(second, flops=0.0, seconds=2e-3, bytes=2**20)
+    unknown = evolve(third, flops=0.5 * profile.machine.gpu_flops_per_second, seconds=0.0, bytes=2**30)
+    block = evolve(profile.blocks[1], candidates=(quick, slow, unknown))
+    profile = evolve(profile, blocks=(profile.blocks[0], block, evolve(profile.blocks[-1], candidates=())))
+
+    def order(ranking):
+        return [item.candidate for item in rank_items(profile, ranking) if item.candidate is not None]
+
+    assert order(Ranking.SECONDS) == [slow.index, quick.index, unknown.index]
+    assert order(Ranking.FLOPS) == [quick.index, unknown.index, slow.index]
+    assert offloading_benefit(unknown, Ranking.SECONDS, profile.machine) == pytest.approx(0.5 / 2**30)
+
+
+def test_equal_candidates_alternate_between_blocks():
+    """A prefix of the list gives identical blocks equal shares, and no block more than one candidate ahead."""
+    items = rank_items(example_profile(layers=3, width=512, tokens=2**10, seed=0), Ranking.SECONDS)
+    assert [item.block for item in items[:4]] == [3, 2, 1, 4]
+    assert all(item.candidate is None for item in items[:4])
+
+
+def test_it_stops_at_the_first_of_equal_steps():
+    def graded(kept, seconds):
+        return Graded(seconds, Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0))
+
+    curve = [graded(1, 3.0), graded(2, 2.0), graded(3, 2.0), graded(4, 2.5)]
+    assert first_shortest(curve).choice.kept == 2
+    assert [entry.choice.kept for entry in spread(curve, 1)] == [2]
+    assert [entry.choice.kept for entry in spread(curve, 3)] == [2, 1, 4]
+    assert sorted(entry.choice.kept for entry in spread(curve, 9)) == [1, 2, 3, 4]
+
+
+def test_states_compete_with_activations_for_host_memory():
+    """With more host memory, more blocks' states leave the drives."""
+    problem = PROBLEMS[4]
+    counts = []
+    for size in (2**27, 2**28, 2**29, 2**34):
+        plan = greedy(SEARCH_ALONE).plan(problem.profile, evolve(PLENTY, host_bytes=size), problem.workload)
+        counts.append(sum(block.states is Tier.HOST for block in plan.blocks))
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == len(problem.profile.blocks)
+
+
+def test_a_large_model_is_planned_by_a_few_hundred_lengths():
+    profile = example_profile(layers=96, width=512, tokens=2**10, seed=0, candidates=60)
+    workload = Workload(micro_batches=4, update=Update.OPTIMIZED, clips=False, chunk_elements=2**20)
+    lengths = kept_lengths(Family(profile, workload, rank_items(profile, Ranking.SECONDS)))
+    assert len(lengths) == MOST_LENGTHS + 1
+    assert lengths[0] == 97
+    assert lengths[-1] == 97 + 60 * 96 + 1

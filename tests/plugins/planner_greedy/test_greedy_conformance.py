@@ -1,0 +1,53 @@
+"""Every planner of the plugin under the conformance suite."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
+from lohan_planner_greedy.plugin import lohan_planner
+
+from lohan_core.plan import Tier
+from lohan_core.testing.planner import PlannerSuite
+
+BACKENDS = {backend.name: backend for backend in lohan_planner()}
+
+
+class TestGreedy(PlannerSuite):
+    backend = BACKENDS["greedy"]
+
+
+class TestGreedyAsInThePaper(PlannerSuite):
+    backend = BACKENDS["greedy"]
+
+    @pytest.fixture
+    def config(self):
+        return GreedyConfig(ranking=Ranking.FLOPS, model=GreedyModel.PAPER)
+
+
+class TestZero(PlannerSuite):
+    backend = BACKENDS["zero"]
+
+
+class TestZeroOffload(PlannerSuite):
+    backend = BACKENDS["zero"]
+
+    @pytest.fixture
+    def config(self):
+        return StrategyConfig(states=Tier.HOST)
+
+
+class TestCapuchin(PlannerSuite):
+    backend = BACKENDS["capuchin"]
+    deviations: ClassVar[dict[str, str]] = {
+        "test_a_larger_budget_is_no_worse": "it weighs GPU and PCIe time alone, and not in which order they are used",
+    }
+
+
+class TestG10(PlannerSuite):
+    backend = BACKENDS["g10"]
+
+
+class TestRecomputeAll(PlannerSuite):
+    backend = BACKENDS["recompute_all"]
