@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from one_thread import one_thread
 from tiny_backends import TestBackends
 from tiny_lms import CONFIGS, save_lm
+
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +18,3 @@ def models(tmp_path_factory):
 @pytest.fixture
 def backends():
     return TestBackends()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny operators are slower on several threads, and lanes would fight for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
