@@ -179,7 +179,7 @@ lohan_aio_request *lohan_aio_submit(lohan_aio *engine, int direction, const loha
   }
 
   pthread_mutex_lock(&engine->lock);
-  *error = engine->closing ? -ESHUTDOWN : 0;
+  *error = engine->closing ? -ESHUTDOWN : -engine->broken;
   if (!*error) {
     engine->references++;
     if (pieces) {

@@ -84,6 +84,8 @@ void aio_ring_run(lohan_aio *engine) {
       engine->broken = -completed;
       while (ring->in_flight)
         land(engine, ring, ring->flying[0], completed);
+      collect(engine, ring); /* fails what is queued; from now on nothing can be */
+      break;
     }
   }
   pthread_mutex_unlock(&engine->lock);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -213,6 +214,35 @@ static void test_many_threads(void) {
   lohan_aio_close(engine);
 }
 
+/* Puts another file in the place of the ring's, so that the kernel refuses to serve it. */
+static bool break_ring(void) {
+  char path[64], link[64];
+  int other = open("/dev/null", O_RDWR), broken = 0;
+  for (int fd = 0; fd < 64; fd++) {
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(path, link, sizeof link - 1);
+    link[length < 0 ? 0 : length] = 0;
+    if (!strcmp(link, "anon_inode:[io_uring]"))
+      broken += dup2(other, fd) == fd;
+  }
+  close(other);
+  return broken == 1;
+}
+
+static void test_lost_ring(void) {
+  if (kind != LOHAN_AIO_IO_URING)
+    return;
+  lohan_aio *engine = open_engine();
+  check_round_trip(engine, 70);
+  CHECK(break_ring());
+  lohan_aio_request *first = submit(engine, LOHAN_AIO_READ, target, 0, BYTES);
+  CHECK(finish(first).error);
+  lohan_aio_segment segment = {file, 0, PAGE, (uintptr_t)target};
+  int error = 0;
+  CHECK(!lohan_aio_submit(engine, LOHAN_AIO_READ, &segment, 1, &error) && error < 0);
+  lohan_aio_close(engine);
+}
+
 static void test_bad_settings(void) {
   int error = 0;
   CHECK(!lohan_aio_open(kind, 0, BLOCK, PAGE, &error) && error == -EINVAL);
@@ -245,6 +275,7 @@ static void test_engine(const char *name, int direct) {
   test_real_errors();
   test_released_early();
   test_many_threads();
+  test_lost_ring();
   test_bad_settings();
   close(file);
   printf("tested %s%s\n", name, direct ? " with O_DIRECT" : "");

@@ -220,10 +220,14 @@ class AioStorage(Storage):
             for folder in self._folders:
                 files.sync_folder(folder)
             extent = self._open_extent(name, size_bytes)
-            undo.callback(self._close_extent, extent)
-            # Last: what the index names must be there after a crash; files that it does not name are leftovers.
-            self._save_index({**self._index.extents, name: size_bytes})
             undo.pop_all()
+        try:
+            # Last: a crash before this leaves leftovers, not an extent without its files. For the same reason the files
+            # stay if this fails, because the new index may then be in place or not.
+            self._save_index({**self._index.extents, name: size_bytes})
+        except BaseException:
+            self._close_extent(extent)
+            raise
         return extent
 
     def _free(self, name: str) -> None:
@@ -233,7 +237,7 @@ class AioStorage(Storage):
             for transfer in self._in_flight:
                 if transfer.files is extent.files:
                     transfer.settle()
-            # First, for the same reason.
+            # First: a crash after this leaves leftovers, not an extent without its files.
             self._save_index({key: size for key, size in self._index.extents.items() if key != name})
             del self._extents[name], self._sizes[name]
             self._unsynced.difference_update(extent.files)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lohan_core.errors import ConfigError, StorageError, StoreError
-from lohan_storage_aio import files
+from lohan_storage_aio import files, index
 from lohan_storage_aio.directories import capacity_of, encode
 
 PAGE = 4096
@@ -181,6 +181,24 @@ def test_an_extent_that_cannot_be_opened_is_taken_back(open_aio, drives, monkeyp
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not [path for drive in drives for path in (drive / "run").glob("*.extent")]
     storage.allocate("extent", 40 * PAGE)
+
+
+def test_an_index_that_cannot_be_written_takes_the_extent_back(open_aio, drives, monkeypatch):
+    storage = open_aio(directories=drives)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    def refuse(folder, _index):
+        raise StorageError(errno.EIO, f"{folder}: no")
+
+    monkeypatch.setattr(index, "save_index", refuse)
+    with pytest.raises(StorageError, match="no"):
+        storage.allocate("extent", 30 * PAGE)
+    monkeypatch.undo()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert dict(storage.extents()) == {}
+    storage.allocate("extent", 40 * PAGE)
+    storage.close()
+    assert dict(open_aio(directories=drives).extents()) == {"extent": 40 * PAGE}
 
 
 def test_an_empty_namespace_takes_any_geometry(open_aio, drives):
