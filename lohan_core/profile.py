@@ -7,6 +7,7 @@ planned with on another.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -127,9 +128,13 @@ class Profile:
 
 @frozen(kw_only=True)
 class Subject:
-    """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data."""
+    """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data.
+
+    ``report`` is told how far the profiler is: what is being done, and how much of how much is done.
+    """
 
     model: CutModel
     storage: Storage
     optimizer: Optimizer
     batch: Batch
+    report: Callable[[str, int, int], None] = lambda _what, _done, _total: None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import bench, export, plugins, preview, train
+from lohan_core.cli import bench, export, plan, plugins, preview, profile, train
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.add_typer(bench.bench, name="bench")
 app.command("plugins")(plugins.plugins)
 app.command("preview")(preview.preview)
+app.command("profile")(profile.profile)
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("export")(export.export)
 

@@ -87,7 +87,9 @@ def open_engine(
         whole = {**store_identity(config, parts), **(identity or {})}
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         _require_isolation(parts.model, sample)
-        subject = Subject(model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample)
+        subject = Subject(
+            model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample, report=report
+        )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         try:
             profile = profiler.profile(subject)

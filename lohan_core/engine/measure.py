@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from lohan_core.engine.states import MASTER, WEIGHTS, StateFormat, wait_all
@@ -19,13 +20,14 @@ from lohan_core.memory import allocate_host
 from lohan_core.profile import BlockProfile, Machine, Profile, Subject
 from lohan_core.units import format_bytes
 
-__all__ = ["free_device_bytes", "measure"]
+__all__ = ["free_device_bytes", "machine_name", "measure", "with_free_memory"]
 
 COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
 IO_PIECES = 8
 UPDATE_ELEMENTS = 1 << 20
 SCRATCH = "scratch/profile"
+PROFILING, PARTS = "profiling: blocks, copies, drives, update", 4
 
 
 def measure(subject: Subject, *, seconds: float) -> Profile:
@@ -37,21 +39,27 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
     """
     device = subject.model.device
     inputs = subject.batch.micro_batches[0]
-    blocks = trace_model(subject.model, inputs, device)
     form = StateFormat(subject.optimizer, subject.model.dtype)
     rows, length = inputs["input_ids"].shape
+    subject.report(PROFILING, 0, PARTS)
+    blocks = trace_model(subject.model, inputs, device)
+    subject.report(PROFILING, 1, PARTS)
     h2d, d2h = _copy_rates(device, seconds)
+    subject.report(PROFILING, 2, PARTS)
     read, write, mixed = _io_rates(subject.storage, seconds)
+    subject.report(PROFILING, 3, PARTS)
+    update_rate = _update_rate(subject.optimizer, form, seconds)
+    subject.report(PROFILING, PARTS, PARTS)
     gpu_bytes = free_device_bytes(device)
     machine = Machine(
-        name=_name(device),
+        name=machine_name(device),
         gpu_flops_per_second=_flop_rate(blocks),
         h2d_bytes_per_second=h2d,
         d2h_bytes_per_second=d2h,
         ssd_read_bytes_per_second=read,
         ssd_write_bytes_per_second=write,
         ssd_mixed_bytes_per_second=mixed,
-        cpu_parameters_per_second=_update_rate(subject.optimizer, form, seconds),
+        cpu_parameters_per_second=update_rate,
         gpu_bytes=gpu_bytes,
         host_bytes=psutil.virtual_memory().available,
         ssd_bytes=subject.storage.capacity().free_bytes,
@@ -75,7 +83,19 @@ def free_device_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _name(device: torch.device) -> str:
+def with_free_memory(profile: Profile, subject: Subject) -> Profile:
+    """Return a profile that was measured before, with what is free on each tier now."""
+    machine = evolve(
+        profile.machine,
+        gpu_bytes=free_device_bytes(subject.model.device),
+        host_bytes=psutil.virtual_memory().available,
+        ssd_bytes=subject.storage.capacity().free_bytes,
+    )
+    return evolve(profile, machine=machine)
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of what computes."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
@@ -106,10 +126,29 @@ def _copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return (
-        _rate(COPY_BYTES, seconds, lambda: copy(there, host)),
-        _rate(COPY_BYTES, seconds, lambda: copy(host, there)),
-    )
+    up = _rate(COPY_BYTES, seconds, lambda: copy(there, host))
+    down = _rate(COPY_BYTES, seconds, lambda: copy(host, there))
+    if device.type != "cuda":
+        return up, down
+    both = _rate(2 * COPY_BYTES, seconds, _Crossing(device, host, there).run)
+    # Where the directions get in each other's way, each has its share of what passes when both are busy.
+    share = min(1.0, both / (up + down))
+    return share * up, share * down
+
+
+class _Crossing:
+    """Copies in both directions at once."""
+
+    def __init__(self, device: torch.device, host: Tensor, there: Tensor) -> None:
+        self._device = device
+        self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device))
+        self._pairs = ((there, host), (allocate_host(COPY_BYTES, pin=True), torch.empty_like(there)))
+
+    def run(self) -> None:
+        for stream, (target, source) in zip(self._streams, self._pairs, strict=True):
+            with torch.cuda.stream(stream):
+                target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(self._device)
 
 
 def _io_rates(storage: Storage, seconds: float) -> tuple[float, float, float]:

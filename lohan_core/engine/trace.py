@@ -1,25 +1,32 @@
-"""Looking at each kind of block once: its operators, their outputs' bytes, their FLOPs and their time."""
+"""Looking at each kind of block once: its operators, their outputs' bytes, their FLOPs and their time.
+
+Time is measured, or estimated from FLOPs and bytes: then tensors without memory behind them (torch's fake tensors) do.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from lohan_core.engine.packing import stored_bytes
+from lohan_core.engine.peak import peak_bytes
 from lohan_core.model.cut import CutModel, LayerCall
 from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, nothing_saved, storage_of
 from lohan_core.model.rng import preserved
 from lohan_core.profile import BlockProfile, Candidate, Role
 
-__all__ = ["trace_model"]
+__all__ = ["Estimate", "trace_model"]
+
+Estimate: TypeAlias = Callable[[float, int], float]
+"""From an operator's FLOPs, and the bytes that it reads and writes, to its seconds."""
 
 
 @define
@@ -27,6 +34,7 @@ class _Operators(OperatorCounter):
     """Runs a block operator by operator and notes what each makes."""
 
     device: torch.device
+    estimate: Estimate | None = None
     candidates: dict[int, Candidate] = field(factory=dict)
     flops: float = 0.0
     seconds: float = 0.0
@@ -45,6 +53,8 @@ class _Operators(OperatorCounter):
         self._wait()
         seconds = time.perf_counter() - began
         flops = _count_flops(func, args, kwargs, outputs)
+        if self.estimate is not None:
+            seconds = self.estimate(flops, _moved_bytes(func, args, kwargs, outputs))
         self.seconds += seconds
         self.flops += flops
         for storage in mutated_storages(func, args, kwargs):
@@ -71,15 +81,29 @@ class _Operators(OperatorCounter):
 
 def _count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> float:
     """Count an operator's FLOPs by torch's formulas; 0 for one that has none."""
-    count = flop_registry.get(func.overloadpacket)
+    attends = func.overloadpacket.__name__.startswith("_scaled_dot_product")
+    # Every kernel of attention does the same products; torch has no formula for some (the CPU's).
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention if attends else func.overloadpacket  # noqa: SLF001 - a public operator
+    count = flop_registry.get(kernel)
     if count is None:
         return 0.0
-    if func.overloadpacket.__name__.startswith("_scaled_dot_product"):
+    if attends:
         # The formulas refuse keys and values of fewer heads than the queries', each of which attends all the same.
         query, *pair = args[:3]
         grouped = [torch.empty((*query.shape[:2], *tensor.shape[2:]), device="meta") for tensor in pair]
         args = (query, *grouped, *args[3:])
     return float(count(*args, **kwargs, out_val=outputs))
+
+
+def _moved_bytes(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> int:
+    """Count the bytes that an operator reads and writes: nothing for one that only looks at its input otherwise."""
+    schema = func._schema  # noqa: SLF001 - torch offers no public way to a schema
+    aliases = any(result.alias_info is not None for result in schema.returns)
+    if (aliases and not schema.is_mutable) or func.overloadpacket.__name__ in {"_unsafe_view", "empty", "empty_like"}:
+        return 0
+    tensors = [value for value in tree_leaves((args, kwargs, outputs)) if isinstance(value, Tensor)]
+    # What is expanded is read once: its storage is smaller than its shape.
+    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
 
 
 @frozen
@@ -92,7 +116,9 @@ class _Look:
     candidates: tuple[Candidate, ...] = ()
 
 
-def trace_model(model: CutModel, inputs: Mapping[str, Tensor], device: torch.device) -> tuple[BlockProfile, ...]:
+def trace_model(
+    model: CutModel, inputs: Mapping[str, Tensor], device: torch.device, estimate: Estimate | None = None
+) -> tuple[BlockProfile, ...]:
     """Profile every block on one micro-batch, looking at identical layers once.
 
     Weights are drawn at random for the look: what is measured does not depend on them, but for a model whose control
@@ -102,78 +128,98 @@ def trace_model(model: CutModel, inputs: Mapping[str, Tensor], device: torch.dev
         model: the cut model, its buffers on ``device``.
         inputs: one micro-batch, with ``labels``.
         device: where the run computes.
+        estimate: gives the seconds of an operator instead of a stopwatch; then ``model`` and ``inputs`` may be fake.
     """
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    look = _Looker(model, device, estimate)
     with preserved(device):
         torch.manual_seed(0)
         views = model.random_weights(0)
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
         hidden = hidden.detach().contiguous()
-        input_bytes = hidden.numel() * hidden.element_size()
         looks: dict[Any, _Look] = {}
-        profiles = [_edge(model, 0, inputs, hidden, device)]
+        found = [look.at_prelude(inputs)]
         for index in model.layers:
             call = calls[index - 1]
             kind = model.kind_of(index, call)
             if kind not in looks:
-                looks[kind] = _look_at_layer(model, index, hidden, call, device)
-            look = looks[kind]
-            profiles.append(
-                BlockProfile(
-                    name=model.blocks[index].name,
-                    role=Role.LAYER,
-                    elements=model.blocks[index].elements,
-                    input_bytes=input_bytes,
-                    flops=look.flops,
-                    seconds=look.seconds,
-                    transient_bytes=look.transient_bytes,
-                    candidates=look.candidates,
-                )
-            )
-        profiles.append(_edge(model, len(model.blocks) - 1, inputs, hidden, device))
-    return tuple(profiles)
-
-
-def _look_at_layer(model: CutModel, index: int, hidden: Tensor, call: LayerCall, device: torch.device) -> _Look:
-    views = model.random_weights(index)
-    hidden = hidden.detach().requires_grad_()
-    best: _Operators | None = None
-    for _ in range(2):  # the first pays for warming up
-        operators = _Operators(device)
-        with nothing_saved(), operators:
-            model.layer(index, views, hidden, call)
-        best = operators if best is None or operators.seconds < best.seconds else best
-    assert best is not None  # noqa: S101 - the loop ran
-    transient = best.output_bytes
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        output = model.layer(index, views, hidden, call)
-        torch.autograd.grad(output, [hidden, *views.values()], torch.ones_like(output), allow_unused=True)
-        transient = torch.cuda.max_memory_allocated(device) - before
-    return _Look(best.flops, best.seconds, transient, tuple(best.candidates[i] for i in sorted(best.candidates)))
-
-
-def _edge(
-    model: CutModel, index: int, inputs: Mapping[str, Tensor], hidden: Tensor, device: torch.device
-) -> BlockProfile:
-    """Look at the prelude or the postlude: whole, since nothing of them is kept."""
-    block = model.blocks[index]
-    views = model.random_weights(index)
-    operators = _Operators(device)
-    with nothing_saved(), operators:
-        if index == 0:
-            model.prelude(views, inputs)
-        else:
-            model.postlude(views, inputs, hidden.detach().requires_grad_())
-    return BlockProfile(
-        name=block.name,
-        role=Role.PRELUDE if index == 0 else Role.POSTLUDE,
-        elements=block.elements,
-        input_bytes=0 if index == 0 else hidden.numel() * hidden.element_size(),
-        flops=operators.flops,
-        seconds=operators.seconds,
-        transient_bytes=2 * operators.output_bytes,
-        borrows=tuple(sorted({entry.owner for entry in block.borrowed})),
+                looks[kind] = look.at_layer(index, hidden, call)
+            found.append(looks[kind])
+        found.append(look.at_postlude(inputs, hidden))
+    roles = [Role.PRELUDE, *(Role.LAYER for _ in model.layers), Role.POSTLUDE]
+    return tuple(
+        BlockProfile(
+            name=block.name,
+            role=role,
+            elements=block.elements,
+            input_bytes=0 if role is Role.PRELUDE else hidden.numel() * hidden.element_size(),
+            flops=seen.flops,
+            seconds=seen.seconds,
+            transient_bytes=seen.transient_bytes,
+            borrows=tuple(sorted({entry.owner for entry in block.borrowed})),
+            candidates=seen.candidates,
+        )
+        for block, role, seen in zip(model.blocks, roles, found, strict=True)
     )
+
+
+@frozen
+class _Looker:
+    """Looks at one block at a time."""
+
+    model: CutModel
+    device: torch.device
+    estimate: Estimate | None
+
+    def at_prelude(self, inputs: Mapping[str, Tensor]) -> _Look:
+        """Look at the prelude: whole, since nothing of it is kept."""
+        views = self.model.random_weights(0)
+        return self._at_edge(views, lambda: self.model.prelude(views, inputs)[0])
+
+    def at_postlude(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> _Look:
+        """Look at the postlude, likewise whole."""
+        index = len(self.model.blocks) - 1
+        views = self.model.random_weights(index)
+        hidden = hidden.detach().requires_grad_()
+        return self._at_edge({**views, "": hidden}, lambda: self.model.postlude(views, inputs, hidden))
+
+    def at_layer(self, index: int, hidden: Tensor, call: LayerCall) -> _Look:
+        """Look at a layer, operator by operator."""
+        views = self.model.random_weights(index)
+        hidden = hidden.detach().requires_grad_()
+
+        def run() -> Tensor:
+            return self.model.layer(index, views, hidden, call)
+
+        operators = self._count(run)
+        if self.estimate is None:  # the first look has paid for warming up
+            operators = min(operators, self._count(run), key=lambda seen: seen.seconds)
+        transient = self._transient({**views, "": hidden}, run, operators.output_bytes)
+        candidates = tuple(operators.candidates[i] for i in sorted(operators.candidates))
+        return _Look(operators.flops, operators.seconds, transient, candidates)
+
+    def _at_edge(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> _Look:
+        operators = self._count(run)
+        return _Look(operators.flops, operators.seconds, self._transient(leaves, run, 2 * operators.output_bytes))
+
+    def _count(self, run: Callable[[], Tensor]) -> _Operators:
+        operators = _Operators(self.device, self.estimate)
+        with nothing_saved(), operators:
+            run()
+        return operators
+
+    def _transient(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor], output_bytes: int) -> int:
+        """Find the peak of one backward with recomputation.
+
+        Where the CPU really computes, a backward only for this would take as long as the rest of the look: there
+        ``output_bytes`` stands for it.
+        """
+        if self.estimate is None and self.device.type == "cpu":
+            return output_bytes
+
+        def forward_and_backward() -> None:
+            output = run()
+            torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+
+        return peak_bytes(forward_and_backward, self.device)

@@ -1,4 +1,4 @@
-"""Two profilers: one measures this machine and model, the other reads what was measured elsewhere."""
+"""Two profilers: one measures this machine and model, the other reads what is known of one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import gt
+from attrs.validators import ge, gt, le, optional
 
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.profiler import Profiler, ProfilerBackend
+from lohan_core.units import Bytes
 
 if TYPE_CHECKING:
     from lohan_core.profile import Profile, Subject
@@ -19,13 +20,26 @@ __all__ = ["FILE", "MEASURED", "FileProfilerConfig", "MeasuredProfilerConfig"]
 
 @frozen(kw_only=True)
 class FileProfilerConfig:
-    """Where the profile is.
+    """Where the facts are: in a profile, or in a hardware file, from which the model's part is derived by its config.
 
     Attributes:
-        path: JSON file as `Profile.to_json` writes it.
+        path: A profile (`.json`, as `lohan profile -o` writes it) or a hardware file (`.yaml`).
+        hardware: A machine that comes with LoHan, instead of `path`: `rtx-4090`, `gaming-pc-1-drive`, …
+        drives: Number of drives, other than the hardware file says.
+        host: Main memory, other than the hardware file says.
     """
 
-    path: Path
+    path: Path | None = None
+    hardware: str | None = None
+    drives: int | None = field(default=None, validator=optional(ge(1)))
+    host: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
+
+    def __attrs_post_init__(self) -> None:
+        if (self.path is None) == (self.hardware is None):
+            raise ValueError("'path' or 'hardware' must be given, and not both")
+        measured = self.path is not None and self.path.suffix == ".json"
+        if measured and (self.drives is not None or self.host is not None):
+            raise ValueError("'path' must be a hardware file where drives or host are given, not a profile")
 
 
 @frozen(kw_only=True)
@@ -34,33 +48,59 @@ class MeasuredProfilerConfig:
 
     Attributes:
         seconds: Time for each of the machine's rates; more is steadier.
+        cache: Whether what was measured is kept, and used again for the same machine, model and batch, in
+            `$XDG_CACHE_HOME/lohan/profiles` (`~/.cache` where that is not set). What is free on each tier is looked up
+            every time.
     """
 
-    seconds: float = field(default=0.2, validator=gt(0.0))
+    seconds: float = field(default=0.2, validator=[gt(0.0), le(10.0)])
+    cache: bool = True
 
 
 class FileProfiler(Profiler):
-    """Reads a profile and checks that it is one of the model at hand."""
+    """Reads a profile and checks that it is one of the model at hand, or derives one from a hardware file."""
 
     def __init__(self, config: FileProfilerConfig) -> None:
-        self._path = config.path
+        self._config = config
 
     def profile(self, subject: Subject) -> Profile:
         """Read the file. Raises ConfigError if it is missing, malformed, or of another model."""
-        from lohan_core.profile import Profile
+        path = self._config.path
+        if path is not None and path.suffix == ".json":
+            return _read_profile(path, subject)
+        return self._derive(subject)
 
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"profiler.path: {self._path}: {error.strerror}; write one with Profile.to_json"
-            ) from error
-        profile = Profile.from_json(text, source=str(self._path))
-        measured = [(block.name, block.elements) for block in profile.blocks]
-        present = [(block.name, block.elements) for block in subject.model.blocks]
-        if measured != present:
-            raise ConfigError(f"profiler.path: {self._path} is the profile of another model: its blocks differ")
-        return profile
+    def _derive(self, subject: Subject) -> Profile:
+        from lohan_core.engine.derive import derive_profile
+        from lohan_core.engine.states import StateFormat
+        from lohan_core.hardware import find_hardware, load_hardware, with_overrides
+
+        config = self._config
+        hardware = load_hardware(config.path) if config.path else find_hardware(config.hardware or "")
+        rows, length = subject.batch.micro_batches[0]["input_ids"].shape
+        return derive_profile(
+            subject.model.model.config,
+            with_overrides(hardware, drives=config.drives, host=config.host),
+            micro_batch_size=rows,
+            sequence_length=length,
+            dtype=subject.model.dtype,
+            states=StateFormat(subject.optimizer, subject.model.dtype).states,
+        )
+
+
+def _read_profile(path: Path, subject: Subject) -> Profile:
+    from lohan_core.profile import Profile
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"profiler.path: {path}: {error.strerror}; write one with lohan profile -o") from error
+    profile = Profile.from_json(text, source=str(path))
+    measured = [(block.name, block.elements) for block in profile.blocks]
+    present = [(block.name, block.elements) for block in subject.model.blocks]
+    if measured != present:
+        raise ConfigError(f"profiler.path: {path} is the profile of another model: its blocks differ")
+    return profile
 
 
 class MeasuredProfiler(Profiler):
@@ -70,15 +110,25 @@ class MeasuredProfiler(Profiler):
         self._config = config
 
     def profile(self, subject: Subject) -> Profile:
-        """Measure this machine and this model."""
-        from lohan_core.engine.measure import measure
+        """Measure this machine and this model, unless that was done before."""
+        from lohan_core.engine.measure import measure, with_free_memory
+        from lohan_core.engine.profile_cache import ProfileCache
 
-        return measure(subject, seconds=self._config.seconds)
+        if not self._config.cache:
+            return measure(subject, seconds=self._config.seconds)
+        cache = ProfileCache.of_user()
+        key = cache.key(subject, seconds=self._config.seconds)
+        known = cache.get(key)
+        if known is not None:
+            return with_free_memory(known, subject)
+        profile = measure(subject, seconds=self._config.seconds)
+        cache.put(key, profile)
+        return profile
 
 
 FILE: ProfilerBackend = ProfilerBackend(
     name="file",
-    summary="reads a profile that was measured elsewhere",
+    summary="reads a profile measured elsewhere, or derives one from a machine's published rates",
     config=FileProfilerConfig,
     open=FileProfiler,
 )

@@ -1,0 +1,68 @@
+"""``lohan plan``: what a run will be like, before it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["plan"]
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    *,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Plan for a machine known by its rates, instead of measuring this one."),
+    ] = None,
+    drives: Annotated[int | None, typer.Option(help="Number of drives of that machine.", min=1)] = None,
+    host: Annotated[str | None, typer.Option(metavar="SIZE", help="Main memory of that machine.")] = None,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Look for the largest model of the family that fits that machine.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Predict a run's step, what bounds it, and the memory that it takes. Reads no weights and no data.
+
+    Exit code 1: it does not fit.
+    """
+    from rich.console import Console
+    from transformers.utils import logging as transformers_logging
+
+    from lohan_core.config import load_config
+    from lohan_core.engine.assemble import resolve_device
+    from lohan_core.errors import ConfigError
+    from lohan_core.forecast.answer import plan_here, plan_on
+    from lohan_core.forecast.render import render
+    from lohan_core.hardware import find_hardware, with_overrides
+    from lohan_core.registry import load_registry
+    from lohan_core.train.progress import RunProgress
+    from lohan_core.units import parse_bytes
+
+    transformers_logging.set_verbosity_error()
+    if hardware is None and (drives is not None or host is not None or largest):
+        raise ConfigError("--drives, --host and --largest are about the machine of --hardware: give that too")
+    registry = load_registry()
+    settings = load_config(config, overrides or [], registry)
+    with RunProgress(Console(file=sys.stderr)) as progress:
+        if hardware is None:
+            report = plan_here(settings, registry, resolve_device(settings.run.device), report=progress.show)
+        else:
+            try:
+                host_bytes = None if host is None else parse_bytes(host)
+            except ValueError as error:
+                raise ConfigError(f"--host: {error}") from None
+            machine = with_overrides(find_hardware(hardware), drives=drives, host=host_bytes)
+            report = plan_on(settings, registry, machine, largest=largest, report=progress.show)
+    if as_json:
+        print(json.dumps(report.plain(), indent=1))
+    else:
+        Console(highlight=False).print(render(report), soft_wrap=True)
+    raise typer.Exit(0 if report.fits else 1)

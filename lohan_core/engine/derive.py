@@ -1,0 +1,109 @@
+"""A profile from a model's config and a machine's published rates: no weights, no memory, no measurement.
+
+The model is built, cut and traced with torch's fake tensors, which have shapes and no bytes, so that a model of any
+size takes seconds. An operator takes as long as its products at the machine's FLOP rate, or as its bytes at the
+bandwidth of the memory that it works in, whichever is longer (the roofline model: Williams et al., CACM 52(4), 2009).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import define, field
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lohan_core.engine.trace import trace_model
+from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
+from lohan_core.hardware.sections import Hardware
+from lohan_core.model.cut import CutModel, cut_model
+from lohan_core.model.skeleton import build_skeleton
+from lohan_core.profile import Profile
+from lohan_core.states import StateVector
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = ["Outline", "derive_profile"]
+
+_CPU = torch.device("cpu")
+_ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+
+
+def derive_profile(
+    model_config: PreTrainedConfig,
+    hardware: Hardware,
+    *,
+    micro_batch_size: int,
+    sequence_length: int,
+    dtype: torch.dtype,
+    states: Sequence[StateVector],
+) -> Profile:
+    """Derive the profile of one model on one machine; see :class:`Outline` for several.
+
+    Args:
+        model_config: of any causal LM; it is not changed.
+        hardware: the machine's published rates.
+        micro_batch_size: rows of a micro-batch.
+        sequence_length: tokens of a row.
+        dtype: compute type of weights and activations.
+        states: what the optimizer keeps, master weights included.
+
+    Raises:
+        ModelError: the config is not one of a causal LM, or the model cannot be cut into blocks.
+    """
+    outline = Outline(model_config, dtype)
+    return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
+
+
+@define
+class Outline:
+    """A model of fake tensors, cut into blocks, to be profiled for as many machines and batches as wanted.
+
+    Attention is taken to run without dropout, in one fused kernel, as it does on a GPU: on the CPU, where this looks,
+    torch would fall back to separate products as soon as there is dropout.
+    """
+
+    model_config: PreTrainedConfig
+    dtype: torch.dtype
+    _mode: FakeTensorMode = field(init=False, factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    _model: CutModel = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        config = copy.deepcopy(self.model_config)
+        for name in _ATTENTION_DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        skeleton = build_skeleton(config, self.dtype)
+        with self._mode:
+            self._model = cut_model(skeleton)
+            self._model.to(_CPU)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that are trained, each counted once."""
+        return sum(block.parameters for block in self._model.blocks)
+
+    def profile(
+        self, hardware: Hardware, *, micro_batch_size: int, sequence_length: int, states: Sequence[StateVector]
+    ) -> Profile:
+        """Profile the model on ``hardware``; arguments as for :func:`derive_profile`."""
+        flop_rate, bandwidth = compute_rate(hardware), compute_bandwidth(hardware)
+        with self._mode:
+            tokens = torch.zeros((micro_batch_size, sequence_length), dtype=torch.long)
+            blocks = trace_model(
+                self._model,
+                {"input_ids": tokens, "labels": tokens},
+                _CPU,
+                estimate=lambda flops, moved: max(flops / flop_rate, moved / bandwidth),
+            )
+        return Profile(
+            machine=make_machine(hardware, states, self.dtype.itemsize),
+            micro_batch_size=micro_batch_size,
+            sequence_length=sequence_length,
+            weight_bytes=self.dtype.itemsize,
+            states=tuple(states),
+            blocks=blocks,
+        )

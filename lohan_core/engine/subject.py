@@ -1,0 +1,59 @@
+"""What a profiler is given before there is a run: the model as cut, opened backends, and a batch of random tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import torch
+
+from lohan_core.backend import Kind
+from lohan_core.config.sections import Config
+from lohan_core.data.batches import Batch
+from lohan_core.engine.parts import Report, store_path
+from lohan_core.model.cut import cut_model
+from lohan_core.model.skeleton import build_skeleton, read_config
+from lohan_core.profile import Subject
+from lohan_core.registry import Registry
+from lohan_core.store import StoreDirectory
+
+__all__ = ["open_subject"]
+
+
+@contextmanager
+def open_subject(config: Config, registry: Registry, device: torch.device, report: Report) -> Iterator[Subject]:
+    """Open what a config's profiler is to look at. Neither weights nor data are read.
+
+    Storage is opened where the run itself would open it, under the run's lock; nothing is left there but what a run
+    begins with, and a run that is there already stays as it is.
+
+    Raises:
+        LohanError: anything that the user can mend.
+    """
+    dtype: torch.dtype = getattr(torch, config.run.dtype)
+    trust = config.model.trust_remote_code
+    model_config = read_config(config.model.path, trust_remote_code=trust)
+    model = cut_model(build_skeleton(model_config, dtype, trust_remote_code=trust))
+    model.to(device)
+    optimizer = registry.open_backend(
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
+    )
+    with closing(StoreDirectory.at(store_path(config))) as directory:
+        storage = registry.open_backend(
+            Kind.STORAGE,
+            config.storage.name,
+            config.storage.settings,
+            namespace=directory.namespace,
+            default_directory=directory.path / "extents",
+        )
+        with closing(storage):
+            batch = _random_batch(config, model_config.get_text_config(decoder=True).vocab_size)
+            yield Subject(model=model, storage=storage, optimizer=optimizer, batch=batch, report=report)
+
+
+def _random_batch(config: Config, vocabulary: int) -> Batch:
+    generator = torch.Generator().manual_seed(config.run.seed)
+    tokens = torch.randint(vocabulary, (config.run.micro_batch_size, config.data.sequence_length), generator=generator)
+    micro_batches = config.run.batch_size // config.run.micro_batch_size
+    return Batch.of([{"input_ids": tokens, "labels": tokens}] * micro_batches, tokens=micro_batches * tokens.numel())

@@ -1,0 +1,164 @@
+"""From a config, and perhaps a hardware file, to a plan report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from lohan_core.backend import Kind
+from lohan_core.config.sections import Config
+from lohan_core.engine.derive import Outline
+from lohan_core.engine.parts import Report
+from lohan_core.engine.states import StateFormat
+from lohan_core.engine.subject import open_subject
+from lohan_core.errors import PlanError
+from lohan_core.forecast.advise import recommend_batch
+from lohan_core.forecast.case import Case
+from lohan_core.forecast.family import Shape, largest_that_fits, scaled_config
+from lohan_core.forecast.forecast import Forecast, make_forecast
+from lohan_core.forecast.report import LargestModel, PlanReport
+from lohan_core.hardware import Hardware
+from lohan_core.model.skeleton import read_config
+from lohan_core.profile import Profile
+from lohan_core.registry import Registry
+from lohan_core.states import StateVector
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = ["plan_here", "plan_on"]
+
+MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: bool, report: Report) -> PlanReport:
+    """Answer for a machine that is known by its rates, from the model's config alone.
+
+    Raises:
+        LohanError: config, model or backends are not usable.
+    """
+    model_config = read_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    dtype: torch.dtype = getattr(torch, config.run.dtype)
+    optimizer = registry.open_backend(
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
+    )
+    states = StateFormat(optimizer, dtype).states
+    case = _case(config, registry, states, dtype)
+    asker = _Asker(hardware, states, config.data.sequence_length, dtype, report)
+    outline = Outline(model_config, dtype)
+    profile_of = asker.profiles(outline)
+    forecast, refusal = _try(
+        case,
+        profile_of(config.run.micro_batch_size),
+        config,
+        parameters=outline.parameters,
+        endurance_bytes=_endurance(hardware),
+    )
+    return PlanReport(
+        forecast=forecast,
+        refusal=refusal,
+        advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
+        largest=asker.largest(case, model_config) if largest else None,
+        searched_largest=largest,
+    )
+
+
+def plan_here(config: Config, registry: Registry, device: torch.device, *, report: Report) -> PlanReport:
+    """Answer for this machine, by the config's own profiler: the micro-batch is the config's.
+
+    Raises:
+        LohanError: as for :func:`plan_on`, or measuring failed.
+    """
+    with open_subject(config, registry, device, report) as subject:
+        profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
+        profile = profiler.profile(subject)
+        parameters = sum(block.parameters for block in subject.model.blocks)
+        case = _case(config, registry, profile.states, subject.model.dtype)
+    forecast, refusal = _try(case, profile, config, parameters=parameters)
+    size = profile.micro_batch_size
+    return PlanReport(
+        forecast=forecast,
+        refusal=refusal,
+        advice=recommend_batch(case, lambda _: profile, (size,)),
+        largest=None,
+        searched_largest=False,
+    )
+
+
+def _case(config: Config, registry: Registry, states: tuple[StateVector, ...], dtype: torch.dtype) -> Case:
+    planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
+    return Case.of(config, planner, states, dtype.itemsize)
+
+
+def _try(
+    case: Case, profile: Profile, config: Config, *, parameters: int, endurance_bytes: int | None = None
+) -> tuple[Forecast | None, str | None]:
+    try:
+        forecast = make_forecast(
+            case, profile, config.run.batch_size, parameters=parameters, endurance_bytes=endurance_bytes
+        )
+    except PlanError as error:
+        return None, str(error)
+    return forecast, None
+
+
+def _endurance(hardware: Hardware) -> int | None:
+    drives = hardware.drives
+    return drives.count * drives.endurance if drives.endurance else None
+
+
+class _Asker:
+    """Derives profiles of one machine."""
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        states: tuple[StateVector, ...],
+        sequence_length: int,
+        dtype: torch.dtype,
+        report: Report,
+    ) -> None:
+        self._hardware = hardware
+        self._states = states
+        self._sequence_length = sequence_length
+        self._dtype = dtype
+        self._report = report
+
+    def profiles(self, outline: Outline) -> Callable[[int], Profile]:
+        """Return a function from micro-batch size to profile; each is derived once."""
+
+        @cache
+        def derive(micro_batch_size: int) -> Profile:
+            return outline.profile(
+                self._hardware,
+                micro_batch_size=micro_batch_size,
+                sequence_length=self._sequence_length,
+                states=self._states,
+            )
+
+        return derive
+
+    def largest(self, case: Case, model_config: PreTrainedConfig) -> LargestModel | None:
+        """Find the largest model of the family that fits with a batch of one row."""
+        sizes: dict[Shape, int] = {}
+
+        def fits(shape: Shape) -> bool:
+            self._report(f"trying {shape.name}", 0, 1)
+            outline = Outline(scaled_config(model_config, shape), self._dtype)
+            sizes[shape] = outline.parameters
+            try:
+                case.plan(self.profiles(outline)(1), 1)
+            except PlanError:
+                return False
+            finally:
+                self._report(f"trying {shape.name}", 1, 1)
+            return True
+
+        shape = largest_that_fits(fits)
+        if shape is None:
+            return None
+        return LargestModel(layers=shape.layers, heads=shape.heads, hidden=shape.hidden, parameters=sizes[shape])

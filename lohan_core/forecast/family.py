@@ -1,0 +1,84 @@
+"""A model's family: the same architecture in other sizes, and the largest of them that fits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from lohan_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = ["SHAPES", "Shape", "largest_that_fits", "scaled_config"]
+
+
+@frozen
+class Shape:
+    """Depth and width of a model, and what it is called in its usual architecture."""
+
+    name: str
+    layers: int
+    heads: int
+    hidden: int
+
+
+SHAPES: Sequence[Shape] = (
+    Shape("0.35B", 24, 16, 1024),
+    Shape("1.3B", 24, 32, 2048),
+    Shape("2.7B", 32, 32, 2560),
+    Shape("6B", 28, 32, 4096),
+    Shape("13B", 40, 40, 5120),
+    Shape("30B", 48, 56, 7168),
+    Shape("70B", 80, 64, 8192),
+    Shape("135B", 88, 88, 11264),
+    Shape("175B", 96, 96, 12288),
+    Shape("276B", 112, 112, 14336),
+    Shape("412B", 128, 128, 16384),
+)
+"""From 6B on, those of the Ratel paper (arXiv 2403.06504); smaller ones those of OPT (arXiv 2205.01068)."""
+
+
+def scaled_config(config: PreTrainedConfig, shape: Shape) -> PreTrainedConfig:
+    """Return a config of the same architecture with another depth and width.
+
+    The ratios of the feed-forward width to the hidden width, and of key-value heads to heads, stay.
+
+    Raises:
+        ModelError: the architecture's config names no depth or width.
+    """
+    scaled = copy.deepcopy(config)
+    text = scaled.get_text_config(decoder=True)
+    try:
+        hidden, heads = text.hidden_size, text.num_attention_heads
+        text.num_hidden_layers, text.hidden_size, text.num_attention_heads = shape.layers, shape.hidden, shape.heads
+    except AttributeError as error:
+        raise ModelError(f"a {config.model_type!r} model cannot be scaled: {error}") from error
+    if getattr(text, "layer_types", None):
+        text.layer_types = [text.layer_types[i % len(text.layer_types)] for i in range(shape.layers)]
+    for name in ("intermediate_size", "ffn_dim", "n_inner"):
+        if getattr(text, name, None):
+            setattr(text, name, round(getattr(text, name) * shape.hidden / hidden))
+    if getattr(text, "num_key_value_heads", None):
+        groups = max(1, heads // text.num_key_value_heads)
+        text.num_key_value_heads = max(
+            d for d in range(1, shape.heads + 1) if shape.heads % d == 0 and d * groups <= shape.heads
+        )
+    if getattr(text, "head_dim", None):
+        text.head_dim = shape.hidden // shape.heads
+    return scaled
+
+
+def largest_that_fits(fits: Callable[[Shape], bool], shapes: Sequence[Shape] = SHAPES) -> Shape | None:
+    """Find the largest shape that fits by halving the ascending list; None if not even the smallest does."""
+    low, high = 0, len(shapes)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(shapes[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return shapes[low - 1] if low else None

@@ -1,0 +1,184 @@
+"""The forecast of one step, by the simulation of its schedule. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from attrs import evolve, frozen
+
+from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.forecast.case import Case
+from lohan_core.lane_model import step_lane_seconds
+from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.profile import Machine, Profile
+from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.simulate import simulate
+from lohan_core.schedule.task import Lane
+from lohan_core.schedule.timeline import Timeline
+
+__all__ = ["Forecast", "Part", "forecast_plan", "make_forecast"]
+
+CLEAR_BOUND = 0.9
+"""Share of the step from which on a part of the machine is said to bound it."""
+
+
+class Part(StrEnum):
+    """A part of the machine that one could buy more of."""
+
+    GPU = "gpu"
+    PCIE = "pcie"
+    DRIVES = "drives"
+    CPU = "cpu"
+
+
+LANES_OF: Mapping[Part, tuple[Lane, ...]] = {
+    Part.GPU: (Lane.GPU,),
+    Part.PCIE: (Lane.H2D, Lane.D2H),
+    Part.DRIVES: (Lane.SSD_READ, Lane.SSD_WRITE),
+    Part.CPU: (Lane.CPU,),
+}
+
+
+@frozen(kw_only=True)
+class Forecast:
+    """What one step of a plan takes and does.
+
+    ``busy`` is each lane's share of the step; ``occupied`` each part's: the time in which at least one of its lanes
+    works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most, and
+    ``speedups`` how many times faster the step would be with twice of each part, by the lanes alone.
+    ``drive_life_steps`` is how many such steps wear the drives out (None: their endurance is not known, or nothing is
+    written).
+    """
+
+    machine: str
+    planner: str
+    parameters: int
+    batch_size: int
+    micro_batch_size: int
+    sequence_length: int
+    shortfalls: tuple[str, ...]
+    seconds: float
+    tokens_per_second: float
+    busy: Mapping[Lane, float]
+    occupied: Mapping[Part, float]
+    bounds: Part
+    speedups: Mapping[Part, float]
+    peak_bytes: Mapping[Tier, int]
+    budget_bytes: Mapping[Tier, int]
+    ssd_read_bytes: float
+    ssd_written_bytes: float
+    drive_life_steps: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan fits on every tier."""
+        return not self.shortfalls
+
+    @property
+    def clearly_bound(self) -> bool:
+        """Whether one part alone determines the step's length; else parts wait for each other."""
+        return self.occupied[self.bounds] >= CLEAR_BOUND
+
+
+def make_forecast(
+    case: Case, profile: Profile, batch_size: int, *, parameters: int, endurance_bytes: int | None = None
+) -> Forecast:
+    """Plan one step and predict it.
+
+    Args:
+        case: planner, settings and limits.
+        profile: machine and model, for one micro-batch.
+        batch_size: rows of a step; a multiple of the profile's micro-batch size.
+        parameters: number of trained parameters, as people count them.
+        endurance_bytes: what may be written to all drives together in their life.
+
+    Raises:
+        PlanError: the planner finds nothing that fits.
+    """
+    micro_batches = batch_size // profile.micro_batch_size
+    plan = case.plan(profile, micro_batches)
+    return forecast_plan(case, plan, profile, micro_batches, parameters=parameters, endurance_bytes=endurance_bytes)
+
+
+def forecast_plan(
+    case: Case,
+    plan: Plan,
+    profile: Profile,
+    micro_batches: int,
+    *,
+    parameters: int,
+    endurance_bytes: int | None = None,
+) -> Forecast:
+    """Predict one step of a plan that was made before; arguments as for :func:`make_forecast`."""
+    workload, budget = case.workload(micro_batches), case.budget(profile.machine)
+    memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
+    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    occupied = {part: _occupied_seconds(timeline, lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
+    work = timeline.work()
+    batch_size = micro_batches * profile.micro_batch_size
+    written = work[Lane.SSD_WRITE]
+    return Forecast(
+        machine=profile.machine.name,
+        planner=plan.planner,
+        parameters=parameters,
+        batch_size=batch_size,
+        micro_batch_size=profile.micro_batch_size,
+        sequence_length=profile.sequence_length,
+        shortfalls=tuple(str(shortfall) for shortfall in memory.shortfalls),
+        seconds=timeline.seconds,
+        tokens_per_second=batch_size * profile.sequence_length / timeline.seconds,
+        busy={lane: busy / timeline.seconds for lane, busy in timeline.busy_seconds().items()},
+        occupied=occupied,
+        bounds=max(Part, key=lambda part: occupied[part]),
+        speedups=_speedups(plan, profile, workload),
+        peak_bytes=memory.peak_bytes,
+        budget_bytes={Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes},
+        ssd_read_bytes=work[Lane.SSD_READ],
+        ssd_written_bytes=written,
+        drive_life_steps=endurance_bytes / written if endurance_bytes and written else None,
+    )
+
+
+def _occupied_seconds(timeline: Timeline, lanes: tuple[Lane, ...]) -> float:
+    """Add up the time in which at least one of the lanes works."""
+    spans = sorted(
+        (span.start, span.end)
+        for task, span in zip(timeline.schedule.tasks, timeline.spans, strict=True)
+        if task.lane in lanes
+    )
+    total = until = 0.0
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, float]:
+    """Predict the same plan with twice of each part of the machine."""
+    now = step_lane_seconds(plan, profile, workload)
+    return {part: now / step_lane_seconds(plan, _doubled(profile, part), workload) for part in Part}
+
+
+def _doubled(profile: Profile, part: Part) -> Profile:
+    machine = profile.machine
+    if part is Part.GPU:
+        faster = tuple(
+            evolve(
+                block,
+                seconds=block.seconds / 2,
+                candidates=tuple(evolve(c, seconds=c.seconds / 2) for c in block.candidates),
+            )
+            for block in profile.blocks
+        )
+        return evolve(profile, blocks=faster)
+    fields = [name for name in Machine.__annotations__ if name.startswith(_RATES[part]) and "per_second" in name]
+    return evolve(profile, machine=evolve(machine, **{name: 2 * getattr(machine, name) for name in fields}))
+
+
+_RATES: Mapping[Part, tuple[str, ...]] = {
+    Part.PCIE: ("h2d", "d2h"),
+    Part.DRIVES: ("ssd",),
+    Part.CPU: ("cpu",),
+}
+"""How the machine's rates of a part begin."""

@@ -1,0 +1,106 @@
+"""A plan report for people: what fits, how fast, what bounds it, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lohan_core.forecast.forecast import Forecast, Part
+from lohan_core.forecast.report import PlanReport
+from lohan_core.units import format_bytes
+
+__all__ = ["render"]
+
+_BAR_CELLS = 24
+_PART_NAMES = {Part.GPU: "the GPU", Part.PCIE: "the PCIe link", Part.DRIVES: "the drives", Part.CPU: "the processor"}
+_WORTH_NAMING = 1.02
+
+
+def render(report: PlanReport) -> RenderableType:
+    """Lay a report out."""
+    parts: list[RenderableType] = []
+    if report.forecast is not None:
+        parts += _forecast(report.forecast)
+    else:
+        parts.append(Text(f"Does not fit: {report.refusal}", style="bold red"))
+    parts.append(Text("\n".join(_advice(report))))
+    return Group(*parts)
+
+
+def _forecast(forecast: Forecast) -> list[RenderableType]:
+    verdict = Text("Fits.", style="bold green") if forecast.fits else Text("Does not fit.", style="bold red")
+    subject = f"{_billions(forecast.parameters)} parameters on {forecast.machine}, planner {forecast.planner}"
+    batch = f"{forecast.batch_size} sequences of {forecast.sequence_length} tokens"
+    lines = [
+        f"{subject}: {batch} a step, {forecast.micro_batch_size} at once",
+        *forecast.shortfalls,
+        f"{_seconds(forecast.seconds)} a step, {forecast.tokens_per_second:,.0f} tokens/s; {_bound(forecast)}",
+    ]
+    return [verdict, Text("\n".join(lines)), _lanes(forecast), _memory(forecast), Text(_wear(forecast))]
+
+
+def _bound(forecast: Forecast) -> str:
+    name = _PART_NAMES[forecast.bounds]
+    share = f"{forecast.occupied[forecast.bounds]:.0%}"
+    worth = [
+        f"{_PART_NAMES[part]} {factor:.2f} times"
+        for part, factor in sorted(forecast.speedups.items(), key=lambda item: -item[1])
+        if factor >= _WORTH_NAMING
+    ]
+    text = (
+        f"bound by {name} ({share} busy)" if forecast.clearly_bound else f"{name} busiest ({share}): parts wait in turn"
+    )
+    return text + (f". As fast with twice of: {', '.join(worth)}" if worth else "")
+
+
+def _lanes(forecast: Forecast) -> Table:
+    table = Table("lane", "busy", "", box=None, pad_edge=False)
+    for lane, share in forecast.busy.items():
+        table.add_row(lane.value, f"{share:.0%}", "█" * round(share * _BAR_CELLS))
+    return table
+
+
+def _memory(forecast: Forecast) -> Table:
+    table = Table("tier", "needed", "allowed", box=None, pad_edge=False)
+    for tier, needed in forecast.peak_bytes.items():
+        table.add_row(tier.value, format_bytes(needed), format_bytes(forecast.budget_bytes[tier]))
+    return table
+
+
+def _wear(forecast: Forecast) -> str:
+    written = format_bytes(round(forecast.ssd_written_bytes))
+    text = f"The drives read {format_bytes(round(forecast.ssd_read_bytes))} and take {written} a step"
+    if forecast.drive_life_steps is None:
+        return f"{text}."
+    days = forecast.drive_life_steps * forecast.seconds / 86400
+    return f"{text}: {forecast.drive_life_steps:,.0f} steps, {days:,.0f} days without a pause, are their rated life."
+
+
+def _advice(report: PlanReport) -> Iterator[str]:
+    if report.advice is not None:
+        advice = report.advice
+        yield (
+            f"Recommended: run.batch_size: {advice.batch_size}, run.micro_batch_size: {advice.micro_batch_size} "
+            f"({advice.tokens_per_second:,.0f} tokens/s): a larger batch is hardly faster."
+        )
+    else:
+        yield "No batch size fits."
+    if report.largest is not None:
+        largest = report.largest
+        yield (
+            f"Largest model of this family that fits: {_billions(largest.parameters)} parameters "
+            f"({largest.layers} layers, {largest.heads} heads, hidden size {largest.hidden})."
+        )
+    elif report.searched_largest:
+        yield "No model of this family fits, of the sizes that are tried."
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"

@@ -1,0 +1,47 @@
+"""Everything that ``lohan plan`` answers, as one plain object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import asdict, frozen
+
+from lohan_core.forecast.advise import BatchAdvice
+from lohan_core.forecast.forecast import Forecast
+
+__all__ = ["LargestModel", "PlanReport"]
+
+
+@frozen(kw_only=True)
+class LargestModel:
+    """The largest model of a family that fits with a micro-batch of one row and no larger batch."""
+
+    layers: int
+    heads: int
+    hidden: int
+    parameters: int
+
+
+@frozen(kw_only=True)
+class PlanReport:
+    """The answer to one question.
+
+    ``forecast`` is None when the planner finds nothing that fits: ``refusal`` then says why. ``advice`` is None when no
+    batch fits; ``largest`` when it was not asked for, or not even the smallest fits.
+    """
+
+    forecast: Forecast | None
+    refusal: str | None
+    advice: BatchAdvice | None
+    largest: LargestModel | None
+    searched_largest: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a plan that fits."""
+        return self.forecast is not None and self.forecast.fits
+
+    def plain(self) -> Mapping[str, Any]:
+        """Return plain data, for JSON."""
+        return {"fits": self.fits, **asdict(self)}
