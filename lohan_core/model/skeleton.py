@@ -58,6 +58,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote
             f"model.path: a {name!r} model is not a causal LM: {str(error).splitlines()[0][:200]}"
         ) from error
     _refuse_looking_ahead(model)
+    _refuse_encoder(model)
     model.tie_weights()
     _compute_buffers_anew(model)
     model.config.use_cache = False
@@ -72,6 +73,18 @@ def _refuse_looking_ahead(model: PreTrainedModel) -> None:
         raise ModelError(
             f"model.path: a {model.config.model_type!r} model is not a causal LM: its tokens attend to those behind "
             "them; is_decoder: true in its config.json makes it one"
+        )
+
+
+def _refuse_encoder(model: PreTrainedModel) -> None:
+    """Refuse a masked LM such as BERT, to which transformers gives a causal head: it sees what it is to predict."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = model.config
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+        raise ModelError(
+            f"model.path: a {config.model_type!r} model is not a causal LM: every token sees those behind it; "
+            "if it was trained as a decoder, say is_decoder: true in its config.json"
         )
 
 
