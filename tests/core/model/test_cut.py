@@ -9,7 +9,16 @@ import pytest
 import torch
 from tiny_lms import COMMON, CONFIGS, make_batch, make_lm
 from torch import nn
-from transformers import DistilBertConfig, LlamaConfig, RwkvConfig, T5Config, ViTConfig
+from transformers import (
+    BartConfig,
+    BertConfig,
+    DistilBertConfig,
+    LlamaConfig,
+    RobertaConfig,
+    RwkvConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from lohan_core.errors import ModelError
 from lohan_core.model.cut import cut_model
@@ -164,13 +173,18 @@ def test_what_is_no_model_directory_is_refused(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("config", [ViTConfig, T5Config, DistilBertConfig])
+@pytest.mark.parametrize("config", [ViTConfig, T5Config, DistilBertConfig, BertConfig, RobertaConfig])
 def test_what_is_no_causal_lm_is_refused(config):
     with pytest.raises(
         ModelError, match=rf"^model\.path: a '{config.model_type}' model is not a causal LM: "
     ) as raised:
         build_skeleton(config(), torch.float32)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("config", [BartConfig(), BertConfig(is_decoder=True)])
+def test_decoders_of_families_with_encoders_are_taken(config):
+    assert len(cut_model(build_skeleton(config, torch.bfloat16)).layers) == 12
 
 
 class FakeLM(nn.Module):
