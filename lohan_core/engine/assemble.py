@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,19 @@ def _say_nothing(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
+@contextmanager
+def _out_of_memory_told() -> Iterator[None]:
+    """Make torch's own error one that the user can act on."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlanError(
+            f"memory.gpu: too little for one block of the model ({str(error).splitlines()[0]}); lower "
+            "run.micro_batch_size or data.sequence_length, or raise memory.gpu"
+        ) from error
+
+
+@_out_of_memory_told()
 def open_engine(
     config: Config,
     sample: Batch,
@@ -91,13 +104,7 @@ def open_engine(
             model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample, report=report
         )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
-        try:
-            profile = profiler.profile(subject)
-        except torch.OutOfMemoryError as error:
-            raise PlanError(
-                f"memory.gpu: too little for one block of the model ({str(error).splitlines()[0]}); lower "
-                "run.micro_batch_size or data.sequence_length, or raise memory.gpu"
-            ) from error
+        profile = profiler.profile(subject)
         workload = _workload(config, sample, parts.chunk_elements)
         chosen = plan or _plan(config, registry, profile, workload, parts)
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
