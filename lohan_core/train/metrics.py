@@ -39,14 +39,17 @@ class Metrics:
         """Open the file for a run whose last durable step is ``step``, with ``last`` its line."""
         entries = [entry for entry in read_metrics(path) if entry["step"] <= step]
         steps = [entry["step"] for entry in entries if "loss" in entry]
-        if last is not None and (not steps or steps[-1] < step):
-            entries.append(dict(last))
+        missing = last if last is not None and (not steps or steps[-1] < step) else None
+        if missing is not None:
+            entries.append(dict(missing))
         self.evaluated = {entry["step"] for entry in entries if "eval_loss" in entry}
         replace_durably(path, b"".join(_line(entry) for entry in entries))
         self._path = path
         # Without a buffer: one that could not be written would be tried again by close.
         self._file = path.open("ab", buffering=0)
         self._events = _open_events(tensorboard, purge_step=step + 1) if tensorboard else None
+        if missing is not None:
+            self._add_events(missing)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append one object; its ``step`` orders it. Raises StorageError."""
@@ -61,17 +64,20 @@ class Metrics:
             ) from error
         if "eval_loss" in entry:
             self.evaluated.add(entry["step"])
-        if self._events is not None:
-            for name, value in entry.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, entry["step"])
-            self._events.flush()
+        self._add_events(entry)
 
     def close(self) -> None:
         """Close the files. A second call does nothing."""
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+    def _add_events(self, entry: Mapping[str, Any]) -> None:
+        if self._events is not None:
+            for name, value in entry.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, entry["step"])
+            self._events.flush()
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

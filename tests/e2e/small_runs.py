@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import pytest
 import yaml
 from attrs import field, frozen
 
@@ -47,6 +48,13 @@ class SmallRun:
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics file's objects."""
         return read_metrics(self.directory)
+
+    def events(self, name: str) -> list[tuple[int, float]]:
+        """Step and value of all TensorBoard events of a name."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        accumulator = accumulators.EventAccumulator(str(self.directory / "tensorboard"))
+        accumulator.Reload()
+        return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
     def steps(self) -> int:
         """Steps of which the metrics tell."""

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 
+import command_line
 import pytest
 from small_runs import SmallRun, write_samples
 from tiny_lms import CONFIGS, make_lm, save_lm
@@ -158,6 +159,25 @@ def test_a_first_start_that_failed_binds_nothing(make_run, tmp_path):
     assert all(list(drive.rglob("*.extent")) for drive in drives)
 
 
+def test_gradients_that_are_no_numbers_end_a_run(make_run):
+    run = make_run()
+    ended = run.train("optimizer.lr=1e30")
+    assert (ended.code, len(ended.err.splitlines())) == (1, 1), ended
+    assert f"error: step {run.steps() + 1}: the gradient norm is " in ended.err
+    assert "optimizer.lr" in ended.err
+    assert run.manifest()["commit"]["step"] == run.steps()
+
+
+def test_no_such_config(tmp_path):
+    ended = command_line.run(["train", tmp_path / "none.yaml"], tmp_path)
+    assert_refused(ended, tmp_path / "none.yaml", "No such file")
+
+
+def test_no_such_run_to_export(tmp_path):
+    ended = command_line.run(["export", tmp_path, tmp_path / "out"], tmp_path)
+    assert_refused(ended, tmp_path, "no config.yaml")
+
+
 def test_samples_too_long_are_counted(make_run, tmp_path):
     lines = ['{"input_ids": [3, 4, 5, 6]}', '{"input_ids": [' + ", ".join(["7"] * 60) + "]}"]
     (tmp_path / "long.jsonl").write_text("\n".join(lines))
@@ -229,6 +249,14 @@ def test_two_runs_never_share_a_store(make_run, undisturbed):
     assert_refused(command_of_export(run), f"in use by process {running.process.pid} on")
     running.signal(signal.SIGCONT)
     assert running.wait().code == 0
+    assert run.outcome() == undisturbed()
+
+
+def test_two_first_starts_at_once(make_run, undisturbed):
+    run = make_run()
+    ended = [running.wait() for running in [run.start(), run.start()]]
+    assert sorted(end.code for end in ended) == [0, REFUSED]
+    assert_refused(*(end for end in ended if end.code), "in use by process")
     assert run.outcome() == undisturbed()
 
 
