@@ -138,14 +138,19 @@ def trace_model(
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
         hidden = hidden.detach().contiguous()
-        looks: dict[Any, _Look] = {}
+        looks: dict[Any, tuple[_Look, Tensor]] = {}
         found = [look.at_prelude(inputs)]
+        input_bytes = [0]
         for index in model.layers:
             call = calls[index - 1]
-            kind = model.kind_of(index, call)
+            # A layer may return another dtype than it takes: behind Mamba's first, the hidden state is fp32.
+            kind = model.kind_of(index, call), hidden.dtype
             if kind not in looks:
                 looks[kind] = look.at_layer(index, hidden, call)
-            found.append(looks[kind])
+            input_bytes.append(hidden.numel() * hidden.element_size())
+            seen, hidden = looks[kind]
+            found.append(seen)
+        input_bytes.append(hidden.numel() * hidden.element_size())
         found.append(look.at_postlude(inputs, hidden))
     roles = [Role.PRELUDE, *(Role.LAYER for _ in model.layers), Role.POSTLUDE]
     return tuple(
@@ -153,14 +158,14 @@ def trace_model(
             name=block.name,
             role=role,
             elements=block.elements,
-            input_bytes=0 if role is Role.PRELUDE else hidden.numel() * hidden.element_size(),
+            input_bytes=entering,
             flops=seen.flops,
             seconds=seen.seconds,
             transient_bytes=seen.transient_bytes,
             borrows=tuple(sorted({entry.owner for entry in block.borrowed})),
             candidates=seen.candidates,
         )
-        for block, role, seen in zip(model.blocks, roles, found, strict=True)
+        for block, role, entering, seen in zip(model.blocks, roles, input_bytes, found, strict=True)
     )
 
 
@@ -184,30 +189,30 @@ class _Looker:
         hidden = hidden.detach().requires_grad_()
         return self._at_edge({**views, "": hidden}, lambda: self.model.postlude(views, inputs, hidden))
 
-    def at_layer(self, index: int, hidden: Tensor, call: LayerCall) -> _Look:
-        """Look at a layer, operator by operator."""
+    def at_layer(self, index: int, hidden: Tensor, call: LayerCall) -> tuple[_Look, Tensor]:
+        """Look at a layer, operator by operator; the hidden state that it returns is what the next one takes."""
         views = self.model.random_weights(index)
         hidden = hidden.detach().requires_grad_()
 
         def run() -> Tensor:
             return self.model.layer(index, views, hidden, call)
 
-        operators = self._count(run)
+        operators, output = self._count(run)
         if self.estimate is None:  # the first look has paid for warming up
-            operators = min(operators, self._count(run), key=lambda seen: seen.seconds)
+            operators = min(operators, self._count(run)[0], key=lambda seen: seen.seconds)
         transient = self._transient({**views, "": hidden}, run, operators.output_bytes)
         candidates = tuple(operators.candidates[i] for i in sorted(operators.candidates))
-        return _Look(operators.flops, operators.seconds, transient, candidates)
+        return _Look(operators.flops, operators.seconds, transient, candidates), output.detach().contiguous()
 
     def _at_edge(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> _Look:
-        operators = self._count(run)
+        operators, _ = self._count(run)
         return _Look(operators.flops, operators.seconds, self._transient(leaves, run, 2 * operators.output_bytes))
 
-    def _count(self, run: Callable[[], Tensor]) -> _Operators:
+    def _count(self, run: Callable[[], Tensor]) -> tuple[_Operators, Tensor]:
         operators = _Operators(self.device, self.estimate)
         with nothing_saved(), operators:
-            run()
-        return operators
+            output = run()
+        return operators, output
 
     def _transient(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor], output_bytes: int) -> int:
         """Find the peak of one backward with recomputation.

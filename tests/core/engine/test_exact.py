@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_backends import TestBackends
-from tiny_lms import CONFIGS, TIED, load_lm, make_batch
+from tiny_lms import CONFIGS, TIED, load_lm, make_batch, make_lm
 from tiny_runs import different, open_run, plain_step, recorded_gradients
+from transformers import MambaConfig
 
 from lohan_core.model.rng import get_random_state
 from lohan_core.plan import Tier
@@ -40,6 +41,22 @@ def test_gradients_are_those_of_plain_backward(tmp_path, models, dtype, architec
     loss, theirs = plain_step(load_lm(models[architecture], getattr(torch, dtype)), batch, step=1)
     assert not different(ours, theirs)
     assert result.loss == loss
+
+
+def test_hidden_states_may_change_their_dtype_on_the_way(tmp_path, backends):
+    """Mamba's embeddings are bf16, and its residual stream behind the first layer is fp32."""
+    config = MambaConfig(vocab_size=96, hidden_size=48, num_hidden_layers=3, state_size=4)
+    make_lm(config).save_pretrained(tmp_path / "model")
+    batch = make_batch(1)
+    with open_run(
+        tmp_path, tmp_path / "model", batch, backends, run={"dtype": "bfloat16"}, planner=PLANNERS["roll dice"]
+    ) as engine:
+        first, *others = [block.input_bytes for block in engine.profile.blocks[1:]]
+        assert set(others) == {2 * first}
+        engine.step(batch, lr=0.0)
+        ours = recorded_gradients(engine, backends.recorder)
+    _, theirs = plain_step(load_lm(tmp_path / "model", torch.bfloat16), batch, step=1)
+    assert not different(ours, theirs)
 
 
 @pytest.mark.parametrize("seed", range(6))
