@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepBench", "StepBenchOptions", "StepBenchRow", "render", "run"]
 
-_LR = 1e-5
-_MAX_GRAD_NORM = 1.0
+_OPTIMIZER = {"lr": 1e-5, "max_grad_norm": 1.0}
 _NEVER = 1_000_000_000
 
 
@@ -71,7 +70,7 @@ class StepBenchOptions:
 class StepBenchRow:
     """One batch size. Single figures are medians over the steps; those of plain PyTorch are None where it is left out.
 
-    ``busy_seconds`` is each lane's, by name. ``predicted_seconds`` is the simulated length of the same schedule.
+    ``busy_seconds`` is each lane's, by name; ``predicted_*`` are the simulation's of the same schedule.
     ``planned_*_bytes`` are what the plan reckons with, ``step_gpu_bytes`` what was allocated on the GPU at most during
     the steps. ``peak_gpu_bytes`` is what torch's allocator took from the device at most, profiling included, and
     ``peak_host_bytes`` the process's resident memory at most so far, pinned pages and start-up included.
@@ -84,6 +83,7 @@ class StepBenchRow:
     tokens_per_second: float
     busy_seconds: Mapping[str, float]
     predicted_seconds: float
+    predicted_busy_seconds: Mapping[str, float]
     losses: tuple[float, ...]
     storage_read_bytes: int
     storage_write_bytes: int
@@ -151,7 +151,7 @@ def _sections(workload: StepWorkload, options: StepBenchOptions) -> dict[str, di
     """Lay the sections of the run's config over each other: every workload's, this one's, the caller's."""
     sections: dict[str, dict[str, Any]] = {
         "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER},
-        "optimizer": {"lr": _LR, "max_grad_norm": _MAX_GRAD_NORM},
+        "optimizer": _OPTIMIZER,
     }
     for layer in (workload.settings, options.settings):
         for name, section in layer.items():
@@ -190,20 +190,13 @@ class _Bench:
             plain = stack.enter_context(self._start_plain(batch_size)) if self.options.plain else None
             memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
-                ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=_LR))
+                ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=_OPTIMIZER["lr"]))
                 if plain is not None:
                     theirs.append(plain.step(number))
             return self._summarise(engine, batch_size, ours, theirs, memory)
 
     def _start_plain(self, batch_size: int) -> PlainProcess:
-        return PlainProcess(
-            self.workload,
-            batch_size,
-            model=self.model,
-            device=str(self.device),
-            lr=_LR,
-            max_grad_norm=_MAX_GRAD_NORM,
-        )
+        return PlainProcess(self.workload, batch_size, model=self.model, device=str(self.device), **_OPTIMIZER)
 
     def _config(self, batch_size: int) -> Config:
         from lohan_core.config.load import config_from_mapping
@@ -237,6 +230,7 @@ class _Bench:
 
         counted, plain = ours[self.options.warm_up :], theirs[self.options.warm_up :]
         busy = [result.timeline.busy_seconds() for result in counted]
+        predicted = simulate(engine.schedule, engine.profile.machine)
         tokens = batch_size * self.workload.sequence_length
         seconds = median(result.seconds for result in counted)
         plain_seconds = median(step.seconds for step in plain) if plain else None
@@ -247,7 +241,8 @@ class _Bench:
             seconds=seconds,
             tokens_per_second=tokens / seconds,
             busy_seconds={lane.value: median(each[lane] for each in busy) for lane in Lane},
-            predicted_seconds=simulate(engine.schedule, engine.profile.machine).seconds,
+            predicted_seconds=predicted.seconds,
+            predicted_busy_seconds={lane.value: busy for lane, busy in predicted.busy_seconds().items()},
             losses=tuple(result.loss for result in ours),
             storage_read_bytes=counted[-1].storage_read_bytes,
             storage_write_bytes=counted[-1].storage_write_bytes,
@@ -287,8 +282,11 @@ def render(result: StepBench) -> str:
             format_bytes(row.peak_host_bytes),
         )
         lines.append("".join(f"{cell:>11}" for cell in cells))
-        lanes = ", ".join(f"{lane} {seconds:.3f}" for lane, seconds in row.busy_seconds.items())
-        lines.append(f"{'':11}{row.planner}; busy seconds: {lanes}")
+        lanes = ", ".join(
+            f"{lane} {seconds:.3f} ({row.predicted_busy_seconds[lane]:.3f})"
+            for lane, seconds in row.busy_seconds.items()
+        )
+        lines.append(f"{'':11}{row.planner}; seconds busy (predicted): {lanes}")
         plain = f", plain {row.plain_losses[-1]:.6f}" if row.plain_losses else ""
         lines.append(f"{'':11}loss of step {len(row.losses)}: {row.losses[-1]:.6f}{plain}")
     return "\n".join(lines)
