@@ -39,6 +39,7 @@ __all__ = [
     "plan_amounts",
     "state_amounts",
     "step_lane_seconds",
+    "unit_seconds",
     "weight_loads",
 ]
 
@@ -90,28 +91,39 @@ def lane_limits(machine: Machine, update: Update) -> tuple[Mapping[Resource, flo
     from the mixed rate: 0 when neither slows the other, 1 when they take turns, which is the most that is assumed.
     Naive updates hold one chunk at a time: reading, updating and writing add up.
     """
-    read, write = 1 / machine.ssd_read_bytes_per_second, 1 / machine.ssd_write_bytes_per_second
+    seconds = unit_seconds(machine)
     alone = machine.ssd_read_bytes_per_second + machine.ssd_write_bytes_per_second
     shared = min(1.0, max(0.0, alone / machine.ssd_mixed_bytes_per_second - 1))
-    reads = {Resource.READ: read, Resource.STATE_READ: read}
-    writes = {Resource.WRITE: write, Resource.STATE_WRITE: write}
-    limits: list[Mapping[Resource, float]] = [
-        {Resource.GPU: 1.0},
-        {Resource.H2D: 1 / machine.h2d_bytes_per_second},
-        {Resource.D2H: 1 / machine.d2h_bytes_per_second},
-        reads | {resource: shared * rate for resource, rate in writes.items()},
-        {resource: shared * rate for resource, rate in reads.items()} | writes,
-        {Resource.CPU: 1 / machine.cpu_parameters_per_second},
+
+    def limit(*resources: Resource, beside: tuple[Resource, ...] = ()) -> Mapping[Resource, float]:
+        return {r: seconds[r] for r in resources} | {r: shared * seconds[r] for r in beside}
+
+    reads, writes = (Resource.READ, Resource.STATE_READ), (Resource.WRITE, Resource.STATE_WRITE)
+    limits = [
+        limit(Resource.GPU),
+        limit(Resource.H2D),
+        limit(Resource.D2H),
+        limit(*reads, beside=writes),
+        limit(*writes, beside=reads),
+        limit(Resource.CPU),
     ]
     if update is Update.NAIVE:
-        limits.append(
-            {
-                Resource.STATE_READ: read,
-                Resource.CPU: 1 / machine.cpu_parameters_per_second,
-                Resource.STATE_WRITE: write,
-            }
-        )
+        limits.append(limit(Resource.STATE_READ, Resource.CPU, Resource.STATE_WRITE))
     return tuple(limits)
+
+
+def unit_seconds(machine: Machine) -> Mapping[Resource, float]:
+    """How long one unit of each resource keeps its lane busy, alone."""
+    return {
+        Resource.GPU: 1.0,
+        Resource.H2D: 1 / machine.h2d_bytes_per_second,
+        Resource.D2H: 1 / machine.d2h_bytes_per_second,
+        Resource.READ: 1 / machine.ssd_read_bytes_per_second,
+        Resource.WRITE: 1 / machine.ssd_write_bytes_per_second,
+        Resource.STATE_READ: 1 / machine.ssd_read_bytes_per_second,
+        Resource.STATE_WRITE: 1 / machine.ssd_write_bytes_per_second,
+        Resource.CPU: 1 / machine.cpu_parameters_per_second,
+    }
 
 
 def lane_seconds(amounts: Amounts, machine: Machine, update: Update) -> Number:
@@ -135,18 +147,9 @@ def step_lane_seconds(plan: Plan, profile: Profile, workload: Workload) -> float
 def lane_busy_seconds(plan: Plan, profile: Profile, workload: Workload) -> dict[Lane, float]:
     """How long each lane works in a plan's step, each for itself."""
     busy = dict.fromkeys(Lane, 0.0)
-    machine = profile.machine
-    rates = {
-        Lane.GPU: 1.0,
-        Lane.H2D: machine.h2d_bytes_per_second,
-        Lane.D2H: machine.d2h_bytes_per_second,
-        Lane.SSD_READ: machine.ssd_read_bytes_per_second,
-        Lane.SSD_WRITE: machine.ssd_write_bytes_per_second,
-        Lane.CPU: machine.cpu_parameters_per_second,
-    }
+    seconds = unit_seconds(profile.machine)
     for (_, resource), amount in plan_amounts(plan, profile, workload).items():
-        lane = LANE_OF[resource]
-        busy[lane] += float(amount) / rates[lane]
+        busy[LANE_OF[resource]] += seconds[resource] * float(amount)
     return busy
 
 

@@ -8,6 +8,12 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from lohan_core.equations import paper_step_seconds
+from lohan_core.errors import PlanError
+from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
+from lohan_core.testing.planner import PROBLEMS, example_profile
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking
 from lohan_planner_greedy.family import Choice, Family
 from lohan_planner_greedy.items import offloading_benefit, rank_items
@@ -15,12 +21,6 @@ from lohan_planner_greedy.objective import LaneObjective
 from lohan_planner_greedy.planner import greedy
 from lohan_planner_greedy.plugin import lohan_planner
 from lohan_planner_greedy.search import MOST_LENGTHS, Graded, Search, first_shortest, kept_lengths, spread
-
-from lohan_core.equations import paper_step_seconds
-from lohan_core.errors import PlanError
-from lohan_core.evaluate import TimeModel, evaluate
-from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
-from lohan_core.testing.planner import PROBLEMS, example_profile
 
 BACKENDS = {backend.name: backend for backend in lohan_planner()}
 STRATEGIES = ("zero", "capuchin", "g10", "recompute_all")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
-from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
-from lohan_planner_greedy.plugin import lohan_planner
 
 from lohan_core.plan import Tier
 from lohan_core.testing.planner import PlannerSuite
+from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
+from lohan_planner_greedy.plugin import lohan_planner
 
 BACKENDS = {backend.name: backend for backend in lohan_planner()}
 

@@ -1,0 +1,1 @@
+"""Planners that decide by integer linear programs, solved by HiGHS."""

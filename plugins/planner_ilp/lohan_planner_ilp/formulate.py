@@ -1,0 +1,290 @@
+r"""The program: which block's states, inputs and candidates wait where, so that the core's lane model is shortest.
+
+Legend, g a group of identical blocks (n of them), i a block input or a candidate, t a tier:
+
+==================  ==========  ==============================================================================
+``host_states``     0..n        blocks of g whose states live in host memory; the others' on the drives
+``host_gradients``  0..n        blocks of g whose waiting gradients are in host memory; the others' on the drives
+``placed[i][t]``    0..n        blocks of g whose i waits on t; where a candidate is on none, it is recomputed
+``moves[i]``        0 or 1      whether i leaves the GPU in any block of g
+``spills[i]``       0 or 1      whether i goes to the drives in any block of g
+``recomputed``      seconds     of recomputation of one micro-batch in g
+``moved``           MiB         the most that one block moves of one micro-batch
+``spilled``         MiB         the most that one block has on the drives of one micro-batch
+``any_on_ssd``      0 or 1      whether any block's states live on the drives
+``seconds[phase]``  time units  length of forward, backward, and of updates that wait
+``missing[tier]``   MiB         what the budget lacks (only in the elastic program, which finds the nearest plan)
+==================  ==========  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from attrs import define, field, frozen
+
+from lohan_core.lane_model import (
+    Amounts,
+    Phase,
+    Resource,
+    activation_amounts,
+    fixed_amounts,
+    gradient_amounts,
+    lane_limits,
+    lane_seconds,
+    state_amounts,
+    unit_seconds,
+)
+from lohan_core.layout import round_up
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
+from lohan_core.profile import Profile, Role
+from lohan_core.schedule.build import SPILL_SLOTS, build_memory, gradients_wait
+from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
+from lohan_planner_ilp.groups import Group, spread_evenly
+from lohan_planner_ilp.program import Linear, Program, total
+
+__all__ = ["Formulation", "Freedom"]
+
+IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
+MIB = float(2**20)
+SAME = 1e-10  # a step is as short as another if it is not longer by more than this part of it
+INPUT = -1
+"""Stands for a block's input where candidates are named by their index."""
+
+
+@frozen(kw_only=True)
+class Freedom:
+    """What a planner may decide: tiers of inputs and of candidates, and of states (one of them: there they all are)."""
+
+    inputs: frozenset[Tier]
+    candidates: frozenset[Tier]
+    states: frozenset[Tier]
+
+
+@frozen(kw_only=True)
+class _GroupVariables:
+    """The legend's variables of one group."""
+
+    host_states: Linear
+    host_gradients: Linear
+    placed: Mapping[int, Mapping[Tier, Linear]]
+    bytes: Mapping[int, int]
+
+
+@define(kw_only=True)
+class Formulation:
+    """One program, and the way back from its values to a plan."""
+
+    profile: Profile
+    workload: Workload
+    budget: Budget
+    freedom: Freedom
+    groups: Sequence[Group]
+    elastic: bool = False
+    program: Program = field(factory=Program)
+    _variables: list[_GroupVariables] = field(init=False)
+    _unit_seconds: float = field(init=False)
+    _lengths: Linear = field(init=False)
+    _work: Linear = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        machine, update = self.profile.machine, self.workload.update
+        self._unit_seconds = float(lane_seconds(fixed_amounts(self.profile, self.workload), machine, update))
+        self._variables = [self._declare(group) for group in self.groups]
+        missing = self._limit_memory()
+        self._limit_time()
+        self.program.objective = total(missing) if self.elastic else self._lengths
+
+    def seconds(self, objective: float) -> float:
+        """Length of the step whose objective this is."""
+        return objective * self._unit_seconds
+
+    def prefer_least_work(self, objective: float) -> None:
+        """Turn to the second question: of plans whose step is as short as ``objective``, which works the lanes least?
+
+        There are many, because only the busiest lane counts; less work is less waiting and less wear of the drives.
+        """
+        # [Constraint] The step is no longer than the shortest, but for what the solver's tolerance makes of equal sums.
+        self.program.at_most(self._lengths, objective * (1 + SAME))
+        self.program.objective = self._work
+
+    def _declare(self, group: Group) -> _GroupVariables:
+        program, n = self.program, group.size
+        block = self.profile.blocks[group.blocks[0]]
+        sizes = {candidate.index: round_up(candidate.bytes, SECTOR_BYTES) for candidate in block.candidates}
+        if block.role is not Role.PRELUDE:
+            sizes[INPUT] = round_up(block.input_bytes, SECTOR_BYTES)
+        fixed_states = {
+            frozenset({Tier.HOST}): Linear(constant=n),
+            frozenset({Tier.SSD}): Linear(),
+        }
+        waits = gradients_wait(self.workload) and block.elements > 0
+        variables = _GroupVariables(
+            host_states=fixed_states.get(self.freedom.states) or program.variable(n, whole=True),
+            host_gradients=program.variable(n, whole=True) if waits else Linear(constant=n),
+            placed={
+                index: {
+                    tier: program.variable(n, whole=True)
+                    for tier in Tier
+                    if tier in (self.freedom.inputs if index == INPUT else self.freedom.candidates)
+                }
+                for index in sizes
+            },
+            bytes=sizes,
+        )
+        for index, tiers in variables.placed.items():
+            # [Constraint] An input waits somewhere, a candidate in each block at most once.
+            if index == INPUT:
+                program.equal(total(tiers.values()), n)
+            else:
+                program.at_most(total(tiers.values()), n)
+        return variables
+
+    def _limit_memory(self) -> list[Linear]:
+        """Add the budget's constraints; return what the elastic program may exceed them by."""
+        program, workload = self.program, self.workload
+        moved, spilled = program.variable(), program.variable()
+        everything = list(zip(self.groups, self._variables, strict=True))
+        for group, variables in everything:
+            # [Constraint] Buffers are as large as the largest block: where identical blocks differ, as all they hold.
+            program.at_most(self._held(group, variables, {Tier.HOST, Tier.SSD}), moved)
+            program.at_most(self._held(group, variables, {Tier.SSD}), spilled)
+        any_on_ssd = program.variable(1, whole=True)
+        for group, variables in everything:
+            # [Constraint] Staging and record buffers are there as soon as one block's states live on the drives.
+            program.at_most(Linear(constant=group.size) - variables.host_states, group.size * any_on_ssd)
+
+        fixed, buffers = self._fixed_bytes()
+        used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
+        used[Tier.GPU].append(IN_FLIGHT * moved)
+        used[Tier.HOST].append(SPILL_SLOTS * spilled)
+        used[Tier.HOST].append(buffers / MIB * any_on_ssd)
+        for group, variables in everything:
+            block = self.profile.blocks[group.blocks[0]]
+            weights = block.elements * self.profile.weight_bytes
+            states = weights + chunk_record_bytes(self.profile.states, block.elements)
+            used[Tier.HOST].append(states / MIB * variables.host_states)
+            if gradients_wait(workload):
+                used[Tier.HOST].append(weights / MIB * variables.host_gradients)
+                used[Tier.SSD].append(weights / MIB * (Linear(constant=group.size) - variables.host_gradients))
+            for index, tiers in variables.placed.items():
+                for tier, count in tiers.items():
+                    used[tier].append(workload.micro_batches * variables.bytes[index] / MIB * count)
+        available = {
+            Tier.GPU: self.budget.gpu_bytes,
+            Tier.HOST: self.budget.host_bytes,
+            Tier.SSD: self.budget.ssd_bytes,
+        }
+        missing = [program.variable() for _ in Tier] if self.elastic else [Linear() for _ in Tier]
+        for tier, lacks in zip(Tier, missing, strict=True):
+            # [Constraint] Each tier holds what waits on it, its buffers, and what every plan takes.
+            program.at_most(total(used[tier]) - lacks, available[tier] / MIB)
+        return missing
+
+    def _held(self, group: Group, variables: _GroupVariables, tiers: set[Tier]) -> Linear:
+        """MiB that one block of the group has on ``tiers`` of one micro-batch, or more than any of them has."""
+        parts = []
+        for index, placed in variables.placed.items():
+            count = total(variable for tier, variable in placed.items() if tier in tiers)
+            if group.size > 1 and count.terms:
+                anywhere = self.program.variable(1, whole=True)
+                # [Constraint] What is there for one block counts for every block of the group.
+                self.program.at_most(count, group.size * anywhere)
+                count = anywhere
+            parts.append(variables.bytes[index] / MIB * count)
+        return total(parts)
+
+    def _fixed_bytes(self) -> tuple[dict[Tier, int], int]:
+        """Bytes that every plan takes on each tier, and host bytes of buffers for states on the drives."""
+        waiting = {
+            states: build_memory(
+                Plan(
+                    planner="",
+                    blocks=tuple(
+                        BlockPlan(states=states, inputs=Tier.GPU, gradients=Tier.HOST) for _ in self.profile.blocks
+                    ),
+                ),
+                self.profile,
+                self.workload,
+            )
+            for states in (Tier.HOST, Tier.SSD)
+        }
+        inputs = sum(
+            round_up(block.input_bytes, SECTOR_BYTES) for block in self.profile.blocks if block.role is not Role.PRELUDE
+        )
+        weights = sum(block.elements for block in self.profile.blocks) * self.profile.weight_bytes
+        states = sum(
+            block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
+            for block in self.profile.blocks
+        )
+        gradients = weights if gradients_wait(self.workload) else 0
+        without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - gradients
+        fixed = {
+            Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - self.workload.micro_batches * inputs,
+            Tier.HOST: without_buffers,
+            Tier.SSD: waiting[Tier.SSD].bytes_on(Tier.SSD),
+        }
+        return fixed, waiting[Tier.SSD].bytes_on(Tier.HOST) - gradients - without_buffers
+
+    def _limit_time(self) -> None:
+        """Add the lanes' constraints; note the step's length, and the work of all lanes together."""
+        program = self.program
+        used: defaultdict[tuple[Phase, Resource], list[Linear]] = defaultdict(list)
+
+        def use(amounts: Amounts, count: Linear) -> None:
+            for key, amount in amounts.items():
+                used[key].append(float(amount) * count)
+
+        use(fixed_amounts(self.profile, self.workload), Linear(constant=1.0))
+        for group, variables in zip(self.groups, self._variables, strict=True):
+            first, everyone = group.blocks[0], Linear(constant=group.size)
+            block = self.profile.blocks[first]
+            use(state_amounts(self.profile, self.workload, first), everyone - variables.host_states)
+            use(gradient_amounts(self.profile, self.workload, first), everyone - variables.host_gradients)
+            for index, tiers in variables.placed.items():
+                for tier, count in tiers.items():
+                    use(activation_amounts(block, self.workload, tier, variables.bytes[index]), count)
+            recomputed = program.variable()
+            kept = total(c.seconds * total(variables.placed[c.index].values()) for c in block.candidates)
+            # [Constraint] What is not kept is computed again; keeping more than there is gains nothing.
+            program.at_most(1 / self._unit_seconds * (block.seconds * everyone - kept), recomputed)
+            use({(Phase.BACKWARD, Resource.GPU): self.workload.micro_batches * self._unit_seconds}, recomputed)
+
+        lengths = {phase: program.variable() for phase in Phase}
+        for phase, length in lengths.items():
+            for limit in lane_limits(self.profile.machine, self.workload.update):
+                busy = total(rate * part for resource, rate in limit.items() for part in used[phase, resource])
+                # [Constraint] A phase lasts as long as each of its lanes is busy.
+                program.at_most(1 / self._unit_seconds * busy, length)
+        self._lengths = total(lengths.values())
+        rates = unit_seconds(self.profile.machine)
+        self._work = total(
+            rates[resource] / self._unit_seconds * part for (_, resource), parts in used.items() for part in parts
+        )
+
+    def plan(self, planner: str, values: list[float], note: str | None = None) -> Plan:
+        """Write a solution down: a group's counts are spread evenly over its blocks, so that lanes work evenly."""
+        blocks: dict[int, BlockPlan] = {}
+        for group, variables in zip(self.groups, self._variables, strict=True):
+
+            def count(expression: Linear) -> int:
+                return round(expression.value(values))
+
+            def halves(on_host: Linear, n: int = group.size) -> Sequence[Tier]:
+                return spread_evenly({Tier.HOST: count(on_host), Tier.SSD: n - count(on_host)})
+
+            states, gradients = halves(variables.host_states), halves(variables.host_gradients)
+            tiers = {}
+            for index, placed in variables.placed.items():
+                counts: dict[Tier | None, int] = {tier: count(variable) for tier, variable in placed.items()}
+                tiers[index] = spread_evenly({**counts, None: group.size - sum(counts.values())})
+            for place, index in enumerate(group.blocks):
+                here = {item: chosen[place] for item, chosen in tiers.items()}
+                blocks[index] = BlockPlan(
+                    states=states[place],
+                    inputs=here.pop(INPUT, None) or Tier.GPU,
+                    keep={item: tier for item, tier in here.items() if tier is not None},
+                    gradients=gradients[place],
+                )
+        return Plan(planner=planner, blocks=tuple(blocks[index] for index in sorted(blocks)), note=note)
