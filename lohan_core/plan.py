@@ -83,8 +83,12 @@ class BlockPlan:
 
 @frozen(kw_only=True)
 class Plan:
-    """One decision per block, in the model's order, and who made it."""
+    """One decision per block, in the model's order, and who made it.
+
+    ``note`` is what the planner has to say about it (how it was found, how long that took); plans are equal that decide
+    the same, whatever their notes.
+    """
 
     planner: str
     blocks: tuple[BlockPlan, ...]
-    note: str | None = field(default=None, validator=optional(instance_of(str)))
+    note: str | None = field(default=None, validator=optional(instance_of(str)), eq=False)

@@ -21,7 +21,7 @@ import pytest
 from attrs import evolve, frozen
 
 from lohan_core.errors import PlanError
-from lohan_core.evaluate import Evaluation, evaluate
+from lohan_core.evaluate import Evaluation, TimeModel, evaluate
 from lohan_core.interfaces.planner import Planner, PlannerBackend
 from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.plan import Budget, Plan, Tier, Update, Workload
@@ -156,11 +156,13 @@ _TINY = _problem(
 class PlannerSuite(ConformanceSuite):
     """What every planner does. Plans are graded by :func:`lohan_core.evaluate.evaluate` alone.
 
-    ``claims_optimal``: whether no other choice of kept candidates and their tiers, all else being as the planner put
-    it, gives a shorter step on a small problem.
+    ``model``: how steps are predicted whose lengths are compared; a planner that minimizes another model than the
+    simulation says which. ``claims_optimal``: whether no other choice of kept candidates and their tiers, all else
+    being as the planner put it, gives a shorter step on a small problem.
     """
 
     backend: ClassVar[PlannerBackend]
+    model: ClassVar[TimeModel] = TimeModel.SIMULATION
     claims_optimal: ClassVar[bool] = False
 
     @pytest.fixture
@@ -187,7 +189,7 @@ class PlannerSuite(ConformanceSuite):
         """A plan names its planner, and decides for every block about candidates that the block has."""
         plan = planner.plan(problem.profile, _PLENTY, problem.workload)
         assert plan.planner == self.backend.name
-        assert _grade(plan, problem, _PLENTY).seconds > 0
+        assert self._grade(plan, problem, _PLENTY).seconds > 0
 
     def test_is_deterministic(self, planner: Planner, config: Any, problem: Problem) -> None:
         """The same arguments give the same plan, from the same planner and from another."""
@@ -200,30 +202,34 @@ class PlannerSuite(ConformanceSuite):
     @pytest.mark.parametrize("tier", Tier, ids=str)
     def test_a_plan_fits_or_none_is_made(self, planner: Planner, problem: Problem, tier: Tier) -> None:
         """With less and less of a tier, every plan fits what there is; where none does, PlanError says so."""
-        needed = _grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[tier]
+        needed = self._grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[
+            tier
+        ]
         for fraction in _FRACTIONS:
             budget = _with(_PLENTY, tier, int(needed * fraction))
             try:
                 plan = planner.plan(problem.profile, budget, problem.workload)
             except PlanError:
                 continue
-            shortfalls = _grade(plan, problem, budget).shortfalls
+            shortfalls = self._grade(plan, problem, budget).shortfalls
             assert not shortfalls, f"with {fraction} of {tier}: {shortfalls[0]}"
 
     def test_what_its_plan_takes_is_enough(self, planner: Planner, problem: Problem) -> None:
         """With exactly the bytes that its own plan takes there is a plan: that one."""
         plan = planner.plan(problem.profile, _PLENTY, problem.workload)
-        first = _grade(plan, problem, _PLENTY)
+        first = self._grade(plan, problem, _PLENTY)
         peak = first.peak_bytes
         enough = Budget(gpu_bytes=peak[Tier.GPU], host_bytes=peak[Tier.HOST], ssd_bytes=peak[Tier.SSD])
-        again = _grade(planner.plan(problem.profile, enough, problem.workload), problem, enough)
+        again = self._grade(planner.plan(problem.profile, enough, problem.workload), problem, enough)
         assert again.feasible
         assert again.seconds <= first.seconds * _ROUNDING, "with what its plan takes it made a slower one"
 
     @pytest.mark.parametrize("tier", Tier, ids=str)
     def test_a_larger_budget_is_no_worse(self, planner: Planner, problem: Problem, tier: Tier) -> None:
         """With more of a tier, the predicted step is no longer."""
-        needed = _grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[tier]
+        needed = self._grade(planner.plan(problem.profile, _PLENTY, problem.workload), problem, _PLENTY).peak_bytes[
+            tier
+        ]
         shortest = None
         for size in (*(int(needed * fraction) for fraction in (*_FRACTIONS, 1.0, 2.0)), 2**50):
             budget = _with(_PLENTY, tier, size)
@@ -232,7 +238,7 @@ class PlannerSuite(ConformanceSuite):
             except PlanError:
                 assert shortest is None, f"no plan with {size} bytes of {tier}, but one with less"
                 continue
-            seconds = _grade(plan, problem, budget).seconds
+            seconds = self._grade(plan, problem, budget).seconds
             assert shortest is None or seconds <= shortest * _ROUNDING, f"a longer step with {size} bytes of {tier}"
             shortest = seconds
         assert shortest is not None
@@ -247,17 +253,16 @@ class PlannerSuite(ConformanceSuite):
         if not self.claims_optimal:
             pytest.skip("this planner does not claim to be optimal")
         plan = planner.plan(_TINY.profile, _PLENTY, _TINY.workload)
-        grades = [_grade(other, _TINY, _PLENTY) for other in _every_choice(plan, _TINY.profile)]
+        grades = [self._grade(other, _TINY, _PLENTY) for other in _every_choice(plan, _TINY.profile)]
         sizes = [grade.peak_bytes[Tier.GPU] for grade in grades]
         for size in (min(sizes), (min(sizes) + max(sizes)) // 2, max(sizes)):
             budget = _with(_PLENTY, Tier.GPU, size)
-            seconds = _grade(planner.plan(_TINY.profile, budget, _TINY.workload), _TINY, budget).seconds
+            seconds = self._grade(planner.plan(_TINY.profile, budget, _TINY.workload), _TINY, budget).seconds
             best = min(grade.seconds for grade in grades if grade.peak_bytes[Tier.GPU] <= size)
             assert seconds <= best * _ROUNDING, f"with {size} bytes its step takes {seconds} s, the best {best} s"
 
-
-def _grade(plan: Plan, problem: Problem, budget: Budget) -> Evaluation:
-    return evaluate(plan, problem.profile, problem.workload, budget)
+    def _grade(self, plan: Plan, problem: Problem, budget: Budget) -> Evaluation:
+        return evaluate(plan, problem.profile, problem.workload, budget, self.model)
 
 
 def _with(budget: Budget, tier: Tier, size_bytes: int) -> Budget:

@@ -39,10 +39,10 @@ class OneBlockTooFew(Planner):
 
 
 class Moody(Planner):
-    moods = itertools.cycle(["a", "b"])
+    moods = itertools.cycle([Tier.GPU, Tier.HOST])
 
     def plan(self, profile, budget, workload):
-        return require_feasible(evolve(keep_nothing(profile), note=next(self.moods)), profile, workload, budget)
+        return require_feasible(keep_nothing(profile, inputs=next(self.moods)), profile, workload, budget)
 
 
 class Careless(Planner):
