@@ -263,7 +263,7 @@ class _Bench:
 
 def render(result: StepBench) -> str:
     """Lay the result out for people."""
-    head = f"{result.workload}: {result.parameters / 1e9:.2f} B parameters, {result.sequence_length} tokens a row"
+    head = f"{result.workload}: {result.parameters / 1e9:.3g} B parameters, {result.sequence_length} tokens a row"
     columns = ("batch", "tokens/s", "plain", "ratio", "seconds", "predicted", "GPU", "plain GPU", "host")
     lines = [
         f"{head}; {result.device}, {result.cores} cores, torch {result.torch}",

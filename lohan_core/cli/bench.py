@@ -67,6 +67,55 @@ def adam(
     print(_json(result) if as_json else render(result))
 
 
+@bench.command()
+def step(
+    *,
+    workload: Annotated[str, typer.Argument(help="smoke, host-2b or ssd-2b.")],
+    directory: Annotated[Path, typer.Option(help="Where model and store are kept, and removed.")] = Path(),
+    batch: Annotated[list[int] | None, typer.Option(help="Rows a step; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps counted; medians are reported.")] = None,
+    warm_up: Annotated[int | None, typer.Option(help="Steps before them.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    plain: Annotated[bool, typer.Option(help="Whether to measure plain PyTorch too.")] = True,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the run's config.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a named workload's training step, beside the same model trained by plain PyTorch with all it needs."""
+    from lohan_core.bench.step import StepBenchOptions, render, run
+    from lohan_core.config.document import document_from_mapping
+
+    settings = document_from_mapping({}, Path.cwd())
+    for assignment in set_ or ():
+        settings.override(assignment, Path.cwd())
+    chosen = {
+        "workload": workload,
+        "directory": str(directory),
+        "batch_sizes": batch or None,
+        "steps": steps,
+        "warm_up": warm_up,
+        "device": device,
+        "plain": plain,
+    }
+    result = run(attrs.evolve(_options(StepBenchOptions, chosen), settings=settings.values))
+    print(_json(result) if as_json else render(result))
+
+
+@bench.command()
+def memory(
+    *,
+    directory: Annotated[Path, typer.Option(help="Where models and stores are kept, and removed.")] = Path(),
+    layers: Annotated[list[int] | None, typer.Option(help="A model's depth; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak resident memory of runs that differ in nothing but the model's depth."""
+    from lohan_core.bench.memory import MemoryBenchOptions, render, run
+
+    chosen = {"directory": str(directory), "layers": layers or None, "steps": steps}
+    result = run(_options(MemoryBenchOptions, chosen))
+    print(_json(result) if as_json else render(result))
+
+
 def _options(cls: type[A], chosen: Mapping[str, Any]) -> A:
     """Check what was chosen as a config file's keys are checked; the rest has defaults."""
     from lohan_core.config.structure import structure_values
