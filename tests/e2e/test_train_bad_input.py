@@ -289,31 +289,31 @@ def test_a_drive_that_is_too_small(make_run, small_drive):
     assert not list(small_drive.rglob("*.extent"))
 
 
-def test_a_run_directory_that_fills_up(make_run, small_drive, tmp_path, undisturbed):
-    drive = tmp_path / "drive"
+@pytest.mark.parametrize(
+    ("step", "left_bytes", "expected"),
+    [(3, 0, (1, "No space left on device")), (8, 200 << 10, (REFUSED, "the model takes"))],
+    ids=["steps", "model"],
+)
+def test_a_run_directory_that_fills_up(make_run, undisturbed, small_drive, step, left_bytes, expected):  # noqa: PLR0917
+    run = make_run()
+    drive = run.folder / "drive"
     drive.mkdir()
-    run = make_run(storage={"directories": [str(drive)]})
     run.directory.symlink_to(small_drive)
-    running = run.start()
-    running.freeze_when(lambda: run.steps() >= 3)
+    running = run.start(f"storage.directories=[{drive}]")
+    running.freeze_when(lambda: run.steps() >= step)
     filler = small_drive / "filler"
+    facts = os.statvfs(small_drive)
     with filler.open("wb") as file:
-        file.truncate()
-        os.posix_fallocate(file.fileno(), 0, free_bytes(small_drive))
+        os.posix_fallocate(file.fileno(), 0, facts.f_bavail * facts.f_frsize - left_bytes)
     running.signal(signal.SIGCONT)
     ended = running.wait()
-    assert ended.code == 1, ended
+    code, what = expected
+    assert (ended.code, len(ended.err.splitlines())) == (code, 1), ended
     assert ended.err.startswith("error: ")
-    assert len(ended.err.splitlines()) == 1
-    assert "No space left on device" in ended.err
+    assert what in ended.err
     filler.unlink()
-    assert run.train().code == 0
+    assert run.train(f"storage.directories=[{drive}]").code == 0
     assert run.outcome() == undisturbed()
-
-
-def free_bytes(folder):
-    facts = os.statvfs(folder)
-    return facts.f_bavail * facts.f_frsize
 
 
 def test_a_drive_that_cannot_be_written(make_run, small_drive):

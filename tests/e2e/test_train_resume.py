@@ -176,6 +176,31 @@ def test_without_durability_a_killed_run_is_refused_for_good(make_run):
         assert run.manifest() == before
 
 
+def test_a_run_may_go_on_by_another_plan(make_run, undisturbed):
+    run = make_run()
+    for other in (
+        ["planner.states=host", "planner.backend=keep_all", "memory.chunk=16KiB", "run.checkpoint_every=2"],
+        ["planner.inputs=ssd", "run.update=serial", "memory.chunk=64KiB", "storage.engine=threads"],
+        ["planner.backend=keep_all", "planner.candidates=ssd", "run.update=naive", "storage.direct=false"],
+    ):
+        running = run.start(*other)
+        begun = run.steps()
+        running.until(lambda begun=begun: run.steps() >= begun + 2)
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == STOPPED
+    ended = run.train()
+    assert (ended.code, ended.err) == (0, "")
+    metrics, model = run.outcome()
+    expected_metrics, expected_model = undisturbed()
+    moved = {"storage_read_bytes", "storage_write_bytes"}
+    assert [_without(entry, moved) for entry in metrics] == [_without(entry, moved) for entry in expected_metrics]
+    assert model == expected_model
+
+
+def _without(entry, keys):
+    return {key: value for key, value in entry.items() if key not in keys}
+
+
 def test_drives_keep_their_order(make_run, tmp_path, undisturbed):
     drives = [tmp_path / name for name in ("first", "second")]
     for drive in drives:
