@@ -13,6 +13,7 @@ from lohan_core.interfaces.planner import PlannerBackend
 from lohan_core.interfaces.profiler import ProfilerBackend
 from lohan_core.interfaces.storage import StorageBackend
 from lohan_core.reference.memory_storage import MEMORY
+from lohan_core.reference.mixed_planner import MIXED
 from lohan_core.reference.planners import KEEP_ALL, KEEP_NOTHING
 from lohan_core.reference.profilers import FILE, MEASURED
 from lohan_core.reference.torch_adamw import TORCH_ADAMW
@@ -34,9 +35,10 @@ def lohan_optimizer() -> Iterable[OptimizerBackend]:
 
 @hookimpl
 def lohan_planner() -> Iterable[PlannerBackend]:
-    """Offer ``keep_nothing`` and ``keep_all``."""
+    """Offer ``keep_nothing``, ``keep_all`` and ``mixed``."""
     yield KEEP_NOTHING
     yield KEEP_ALL
+    yield MIXED
 
 
 @hookimpl

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, in_
-
-from lohan_core.plan import Tier
 
 __all__ = ["GreedyConfig", "GreedyModel", "Ranking", "StrategyConfig"]
 
@@ -50,7 +49,7 @@ class StrategyConfig:
     """Where a strategy that decides about activations only puts the states.
 
     Attributes:
-        states: Where weights and optimizer states live: `ssd` or `host`.
+        states: Where weights and optimizer states live.
     """
 
-    states: Tier = field(default=Tier.SSD, validator=in_((Tier.SSD, Tier.HOST)))
+    states: Literal["ssd", "host"] = field(default="ssd", validator=in_(("ssd", "host")))

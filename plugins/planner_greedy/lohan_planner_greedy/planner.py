@@ -166,7 +166,7 @@ def _strategy(
             ranking=Ranking.SECONDS,
             tiers=frozenset(tiers),
             lengths=lengths,
-            all_states=config.states is Tier.HOST,
+            all_states=config.states == Tier.HOST,
             objective=objective,
         )
     )

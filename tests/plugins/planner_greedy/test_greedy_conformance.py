@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import pytest
 
-from lohan_core.plan import Tier
 from lohan_core.testing.planner import PlannerSuite
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.plugin import lohan_planner
@@ -35,7 +34,7 @@ class TestZeroOffload(PlannerSuite):
 
     @pytest.fixture
     def config(self):
-        return StrategyConfig(states=Tier.HOST)
+        return StrategyConfig(states="host")
 
 
 class TestCapuchin(PlannerSuite):
