@@ -78,7 +78,7 @@ class Immodest(Planner):
 
 def test_a_planner_that_does_not_heed_its_budget_is_not_asked_for_ever():
     problem = PROBLEMS[2]
-    with pytest.raises(PlanError, match="'mixed': the plan needs .* on host"):
+    with pytest.raises(PlanError, match=r"'mixed': the plan needs .* on host"):
         MixedPlanner(Immodest(), Immodest()).plan(problem.profile, evolve(PLENTY, host_bytes=2**20), problem.workload)
 
 

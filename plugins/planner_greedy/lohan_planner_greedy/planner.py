@@ -166,7 +166,7 @@ def _strategy(
             ranking=Ranking.SECONDS,
             tiers=frozenset(tiers),
             lengths=lengths,
-            all_states=config.states == Tier.HOST,
+            all_states=Tier(config.states) is Tier.HOST,
             objective=objective,
         )
     )
