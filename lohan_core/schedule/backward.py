@@ -21,11 +21,7 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
     way_back = _WayBack(state)
     held_gradients = _emit_turn(state, waits=waits)
     for index in reversed(state.layers):
-        for ahead in range(index, index - state.builder.rings["weights"].pool.slots, -1):
-            if ahead in state.layers:
-                state.load_weights(ahead)
-        if index == 1:
-            state.load_weights(0)
+        state.load_weights(index)
         gradients = _acquire_gradients(state, index)
         for micro_batch in state.micro_batches:
             way_back.emit_ahead(index, micro_batch)
@@ -37,12 +33,24 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
                 gradients=gradients,
                 uploads=way_back.uploads.pop((index, micro_batch), ()),
             )
+        # Behind this block's kept bytes, not before them: on h2d these weights wait for the drives, which may be behind
+        # with the states of earlier blocks, and whatever is queued after them would wait too.
+        _load_ahead(state, index)
         _finish_block(state, index, gradients, waits=waits)
     gradients = held_gradients or _acquire_gradients(state, 0)
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients=gradients)
     _finish_block(state, 0, gradients, waits=waits)
     state.builder.add(Op.NORM, after=state.last_backward.values())
+
+
+def _load_ahead(state: StepState, index: int) -> None:
+    """Bring the weights of the blocks that backward comes to next, as far as there are slots."""
+    for ahead in range(index - 1, index - state.builder.rings["weights"].pool.slots, -1):
+        if ahead in state.layers:
+            state.load_weights(ahead)
+    if index == 1:
+        state.load_weights(0)
 
 
 class _WayBack:
