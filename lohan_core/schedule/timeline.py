@@ -19,7 +19,7 @@ class Span:
 
 @frozen(kw_only=True)
 class Timeline:
-    """One span per task of the schedule, in its order."""
+    """One span per task of the schedule, in its order. See :mod:`lohan_core.schedule.record` for its file."""
 
     schedule: Schedule
     spans: tuple[Span, ...]

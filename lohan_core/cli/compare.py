@@ -1,0 +1,69 @@
+"""``lohan compare``: planners side by side, predicted and carried out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["compare"]
+
+LOSSES_DIFFER = 1
+"""Exit code of a comparison in which a plan changed what was computed."""
+NOTHING_FITS = 2
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    *,
+    planners: Annotated[str, typer.Option(metavar="NAME,NAME,…", help="Planners, as `lohan plugins` lists them.")],
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Predict for a machine known by its rates; nothing is run then."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each plan that count; one is taken before them.", min=1)] = 3,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts and timelines too.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Let planners plan the same run, predict each plan's step, and carry the plans out on the run's first data.
+
+    Every plan starts from the model's own weights, in a store of its own that goes afterwards; the run itself is left
+    alone. Exit code 1: losses differ. Exit code 2: no plan fits.
+    """
+    from rich.console import Console
+    from transformers.utils import logging as transformers_logging
+
+    from lohan_core.compare.here import compare_here
+    from lohan_core.compare.summary import render, summarize
+    from lohan_core.compare.there import compare_on
+    from lohan_core.config import load_config
+    from lohan_core.hardware import find_hardware
+    from lohan_core.registry import load_registry
+    from lohan_core.report import comparison_page, write_page
+    from lohan_core.train.progress import RunProgress
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    registry = load_registry()
+    settings = load_config(config, overrides or [], registry)
+    names = [name.strip() for name in planners.split(",") if name.strip()]
+    with RunProgress(Console(file=sys.stderr)) as progress:
+        if hardware is None:
+            found = compare_here(settings, names, registry, progress.show, steps=steps)
+        else:
+            found = compare_on(find_hardware(hardware), settings, names, registry, progress.show)
+    if page is not None:
+        write_page(page, comparison_page(found))
+    print(json.dumps(summarize(found), indent=1) if as_json else render(found))
+    if not any(contender.prediction for contender in found.contenders):
+        raise typer.Exit(NOTHING_FITS)
+    if found.losses_identical is False:
+        raise typer.Exit(LOSSES_DIFFER)

@@ -1,0 +1,37 @@
+"""``lohan trace``: a run's last durable step, as it was predicted and as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["trace"]
+
+
+def trace(
+    run_dir: Annotated[Path, typer.Argument(help="The run's directory.")],
+    *,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Where the page goes.", show_default="RUN_DIR")
+    ] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write every task in the trace format of Chrome and Perfetto too."),
+    ] = None,
+) -> None:
+    """Draw the timeline of a run's last durable step, predicted above measured, as a page that needs nothing else."""
+    from lohan_core.report import record_page, to_perfetto, write_page
+    from lohan_core.report.run_file import read_record
+    from lohan_core.report.table import render_record
+    from lohan_core.store.durable import replace_durably
+
+    record = read_record(run_dir)
+    print(render_record(record))
+    page = page or run_dir / "timeline.html"
+    write_page(page, record_page(record, run_dir.absolute().name))
+    print(f"\nthe page is {page}")
+    if perfetto is not None:
+        replace_durably(perfetto, to_perfetto({"predicted": record.predicted, "measured": record.measured}).encode())
+        print(f"the trace is {perfetto}; open it in https://ui.perfetto.dev")

@@ -1,0 +1,1 @@
+"""Planners side by side: each one's plan predicted, and carried out on the same data."""

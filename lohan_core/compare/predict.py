@@ -1,0 +1,81 @@
+"""Predicting every planner's plan. Nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from lohan_core.backend import Kind
+from lohan_core.compare.records import Comparison, Contender, Prediction
+from lohan_core.config.sections import Config
+from lohan_core.config.structure import structure_values
+from lohan_core.errors import ConfigError, PlanError
+from lohan_core.evaluate import TimeModel, evaluate, require_feasible
+from lohan_core.forecast import Case
+from lohan_core.interfaces.planner import Planner
+from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.profile import Profile
+from lohan_core.registry import Registry
+from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.simulate import simulate
+
+__all__ = ["NamedPlanner", "open_planners", "predict", "predict_all"]
+
+
+@frozen
+class NamedPlanner:
+    """A planner that was opened, by the name under which it was asked for."""
+
+    name: str
+    planner: Planner
+
+
+def open_planners(names: Sequence[str], config: Config, registry: Registry) -> tuple[NamedPlanner, ...]:
+    """Open planners by name: the config's own with the settings that stand there, the others with their defaults.
+
+    Raises:
+        ConfigError: a name is given twice, or a planner has a setting without a default.
+        BackendError: there is no such planner, or it is not usable on this machine.
+    """
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"--planners: {min(twice)} is named twice")
+    opened = []
+    for name in names:
+        backend = registry.find(Kind.PLANNER, name)
+        settings = (
+            config.planner.settings
+            if name == config.planner.name
+            else structure_values(backend.config, {}, f"planner {name!r}, of which the config's planner section is not")
+        )
+        opened.append(NamedPlanner(name, registry.open_backend(Kind.PLANNER, name, settings)))
+    return tuple(opened)
+
+
+def predict_all(
+    planners: Sequence[NamedPlanner], profile: Profile, config: Config, report: Callable[[str, int, int], None]
+) -> Comparison:
+    """Let every planner plan and predict its step; one that has no plan that fits says why."""
+    case = Case.of(config, planners[0].planner, profile.states, profile.weight_bytes)
+    workload = case.workload(config.run.batch_size // config.run.micro_batch_size)
+    budget = case.budget(profile.machine)
+    contenders = []
+    for number, named in enumerate(planners):
+        report("planning", number, len(planners))
+        try:
+            plan = require_feasible(named.planner.plan(profile, budget, workload), profile, workload, budget)
+        except PlanError as error:
+            contenders.append(Contender(planner=named.name, reason=str(error)))
+        else:
+            prediction = predict(plan, profile, workload, budget)
+            contenders.append(Contender(planner=named.name, prediction=prediction))
+    report("planning", len(planners), len(planners))
+    return Comparison(profile=profile, workload=workload, budget=budget, contenders=tuple(contenders))
+
+
+def predict(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Prediction:
+    """Simulate a plan's step, and add up the memory that it takes."""
+    memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)  # memory is the same in all models
+    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    return Prediction(plan=plan, timeline=timeline, peak_bytes=memory.peak_bytes)
