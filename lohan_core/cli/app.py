@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lohan_core.cli import bench, export, plan, plugins, preview, profile, train
+from lohan_core.cli import bench, compare, export, plan, plugins, preview, profile, trace, train
 from lohan_core.registry import core_version
 
 __all__ = ["app"]
@@ -24,7 +24,9 @@ app.command("plugins")(plugins.plugins)
 app.command("preview")(preview.preview)
 app.command("profile")(profile.profile)
 app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
 app.command("train")(train.train)
+app.command("trace")(trace.trace)
 app.command("export")(export.export)
 
 
