@@ -20,6 +20,7 @@ from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.registry import Registry
+from lohan_core.report.run_file import StepRecorder
 from lohan_core.store.durable import replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics
@@ -104,6 +105,7 @@ class _Run:
             last=engine.progress.get("metrics"),
             tensorboard=config.run.dir / "tensorboard" if config.run.tensorboard else None,
         )
+        self._recorder = StepRecorder(config.run.dir, engine.profile.machine)
         if engine.finished_step:
             progress.say(f"resumed from step {engine.finished_step}")
 
@@ -116,6 +118,7 @@ class _Run:
             if stop or engine.finished_step >= run.steps:
                 if engine.durable_step < engine.finished_step:
                     engine.save(last_entry)
+                self._recorder.write()
                 return not stop
             last_entry = self._step()
 
@@ -136,6 +139,7 @@ class _Run:
             engine.save(progress)
         entry = _entry(result, batch.tokens, time.perf_counter() - began)
         self.metrics.add(entry)
+        self._recorder.add(result.step, result.timeline)
         self._progress.step(
             result.step, run.steps, f"loss {result.loss:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
         )
