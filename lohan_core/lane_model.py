@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lohan_core.plan import Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
-from lohan_core.schedule.build import LAYER_SLOTS, gradients_wait
+from lohan_core.schedule.build import gradients_wait
 from lohan_core.schedule.sizes import chunks_of, kept_bytes
 from lohan_core.schedule.task import Lane
 from lohan_core.states import chunk_record_bytes
@@ -174,7 +174,7 @@ def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
 def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
     """What every plan uses: forward, backward without recomputation, weights up, gradients down, the update itself."""
     updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
-    forward, backward = weight_loads(profile)
+    forward, backward = weight_loads(profile, workload.layer_slots)
     seconds = [workload.micro_batches * block.seconds for block in profile.blocks]
     weights = [block.elements * profile.weight_bytes for block in profile.blocks]
     return {
@@ -187,13 +187,13 @@ def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
     }
 
 
-def weight_loads(profile: Profile) -> tuple[list[int], list[int]]:
+def weight_loads(profile: Profile, layer_slots: int = 3) -> tuple[list[int], list[int]]:
     """How often forward, and how often backward, bring each block's weights to the GPU.
 
     The last layers stay there in between; a block whose weights are borrowed is brought for the borrower too.
     """
     postlude = len(profile.blocks) - 1
-    stay = postlude - min(LAYER_SLOTS, postlude - 1)
+    stay = postlude - min(layer_slots, postlude - 1)
     forward = [int(index < postlude) for index in range(postlude + 1)]
     backward = [int(index < stay or index == postlude) for index in range(postlude + 1)]
     for owner in profile.blocks[postlude].borrows:
@@ -206,7 +206,7 @@ def state_amounts(profile: Profile, workload: Workload, index: int) -> Amounts:
     block = profile.blocks[index]
     updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
     weights = block.elements * profile.weight_bytes
-    forward, backward = weight_loads(profile)
+    forward, backward = weight_loads(profile, workload.layer_slots)
     states = sum(
         chunk_record_bytes(profile.states, chunk.elements) for chunk in chunks_of(block, workload.chunk_elements)
     )

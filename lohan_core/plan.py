@@ -48,7 +48,10 @@ class Workload:
     """What one step does.
 
     ``clips``: whether the update waits for the global gradient norm. ``versions``: how many copies of each state the
-    store keeps (2 when a step becomes durable atomically, 1 without).
+    store keeps (2 when a step becomes durable atomically, 1 without). ``layer_slots`` and ``gradient_slots``: for how
+    many layers at once the GPU has room for weights, and for gradients. Three and two keep every lane moving: one layer
+    in use, one on its way, one being given back; one layer's gradients leave while the next one's arrive. Fewer are for
+    layers so large that there is no room.
     """
 
     micro_batches: int = field(validator=gt(0))
@@ -56,6 +59,8 @@ class Workload:
     clips: bool
     chunk_elements: int = field(validator=gt(0))
     versions: int = field(default=2, validator=in_((1, 2)))
+    layer_slots: int = field(default=3, validator=in_((1, 2, 3)))
+    gradient_slots: int = field(default=2, validator=in_((1, 2)))
 
     def __attrs_post_init__(self) -> None:
         if self.chunk_elements % BLOCK_ALIGNMENT:

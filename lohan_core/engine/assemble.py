@@ -34,11 +34,11 @@ from lohan_core.engine.states import States
 from lohan_core.engine.updates import Updates
 from lohan_core.engine.weights import Weights
 from lohan_core.errors import ConfigError, PlanError
-from lohan_core.evaluate import require_feasible
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
 from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.planning import plan_step
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
 from lohan_core.schedule.build import build_schedule, gradients_wait
@@ -106,7 +106,7 @@ def open_engine(
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
         workload = _workload(config, sample, parts.chunk_elements)
-        chosen = plan or _plan(config, registry, profile, workload, parts)
+        chosen, workload = (plan, workload) if plan else _plan(config, registry, profile, workload, parts)
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
         store = store or make_store(config, parts, whole, report)
         engine = _assemble(config, parts, store, profile, workload=workload, plan=chosen)
@@ -171,10 +171,12 @@ def _workload(config: Config, sample: Batch, chunk_elements: int) -> Workload:
     )
 
 
-def _plan(config: Config, registry: Registry, profile: Profile, workload: Workload, parts: Parts) -> Plan:
+def _plan(
+    config: Config, registry: Registry, profile: Profile, workload: Workload, parts: Parts
+) -> tuple[Plan, Workload]:
     planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
     budget = _budget(config, profile, parts.storage)
-    return require_feasible(planner.plan(profile, budget, workload), profile, workload, budget)
+    return plan_step(planner, profile, budget, workload)
 
 
 def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from attrs import frozen
 
 from lohan_core.errors import PlanError
-from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.forecast.case import Case
+from lohan_core.lane_model import step_lane_seconds
 from lohan_core.profile import Profile
 
 __all__ = ["BatchAdvice", "recommend_batch"]
@@ -60,12 +60,11 @@ def _fastest(
         if size > batch_size:
             break
         profile = profile_of(size)
-        workload, budget = case.workload(batch_size // size), case.budget(profile.machine)
         try:
-            plan = case.planner.plan(profile, budget, workload)
+            plan, workload = case.plan(profile, batch_size // size)
         except PlanError:
             break  # a larger micro-batch takes more of the GPU
-        seconds = evaluate(plan, profile, workload, budget, TimeModel.LANES).seconds
+        seconds = step_lane_seconds(plan, profile, workload)
         rate = batch_size * profile.sequence_length / seconds
         if found is None or rate > found.tokens_per_second:
             found = BatchAdvice(batch_size=batch_size, micro_batch_size=size, tokens_per_second=rate)

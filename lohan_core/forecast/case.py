@@ -10,6 +10,7 @@ from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.layout import round_up
 from lohan_core.plan import Budget, Plan, Update, Workload
+from lohan_core.planning import plan_step
 from lohan_core.profile import Machine, Profile
 from lohan_core.states import StateVector, chunk_alignment
 
@@ -73,13 +74,13 @@ class Case:
             ssd_bytes=_least(machine.ssd_bytes, self.ssd_limit_bytes),
         )
 
-    def plan(self, profile: Profile, micro_batches: int) -> Plan:
-        """Let the planner decide.
+    def plan(self, profile: Profile, micro_batches: int) -> tuple[Plan, Workload]:
+        """Let the planner decide; see :func:`lohan_core.planning.plan_step`.
 
         Raises:
             PlanError: nothing fits.
         """
-        return self.planner.plan(profile, self.budget(profile.machine), self.workload(micro_batches))
+        return plan_step(self.planner, profile, self.budget(profile.machine), self.workload(micro_batches))
 
     def with_planner(self, planner: Planner) -> Case:
         """Return the same case for another planner."""

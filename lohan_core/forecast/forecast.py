@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.forecast.case import Case
 from lohan_core.lane_model import step_lane_seconds
-from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Machine, Profile
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
@@ -96,27 +96,26 @@ def make_forecast(
     Raises:
         PlanError: the planner finds nothing that fits.
     """
-    micro_batches = batch_size // profile.micro_batch_size
-    plan = case.plan(profile, micro_batches)
-    return forecast_plan(case, plan, profile, micro_batches, parameters=parameters, endurance_bytes=endurance_bytes)
+    plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
+    budget = case.budget(profile.machine)
+    return forecast_plan(plan, profile, workload, budget, parameters=parameters, endurance_bytes=endurance_bytes)
 
 
 def forecast_plan(
-    case: Case,
     plan: Plan,
     profile: Profile,
-    micro_batches: int,
+    workload: Workload,
+    budget: Budget,
     *,
     parameters: int,
     endurance_bytes: int | None = None,
 ) -> Forecast:
-    """Predict one step of a plan that was made before; arguments as for :func:`make_forecast`."""
-    workload, budget = case.workload(micro_batches), case.budget(profile.machine)
+    """Predict one step of a plan that was made for this workload and budget; see :func:`make_forecast`."""
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
     timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
     occupied = {part: _occupied_seconds(timeline, lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
     work = timeline.work()
-    batch_size = micro_batches * profile.micro_batch_size
+    batch_size = workload.micro_batches * profile.micro_batch_size
     written = work[Lane.SSD_WRITE]
     return Forecast(
         machine=profile.machine.name,

@@ -20,8 +20,6 @@ from lohan_core.states import chunk_record_bytes
 
 __all__ = ["build_evaluation", "build_memory", "build_schedule", "gradients_wait"]
 
-LAYER_SLOTS = 3  # one in use, one on its way, one being given back: an upload never waits for the block in use
-GRADIENT_SLOTS = 2  # a block's gradients leave while the next block's arrive
 STAGING_SLOTS = 4
 SPILL_SLOTS = 3
 RECORD_SLOTS = {Update.NAIVE: 1, Update.SERIAL: 3, Update.OPTIMIZED: 3}  # read, update and write one each
@@ -85,9 +83,9 @@ def _declare_device_pools(builder: Builder, plan: Plan, profile: Profile, worklo
     edge_elements = max(block.elements for block in edges)
     fetched = max(_fetched_elements(block, profile) for block in edges)
     size = profile.weight_bytes
-    builder.add_pool("weights", Tier.GPU, layer_elements * size, min(LAYER_SLOTS, len(layers)))
+    builder.add_pool("weights", Tier.GPU, layer_elements * size, min(workload.layer_slots, len(layers)))
     builder.add_pool("edge_weights", Tier.GPU, fetched * size, 1)
-    builder.add_pool("gradients", Tier.GPU, layer_elements * size, min(GRADIENT_SLOTS, len(layers)))
+    builder.add_pool("gradients", Tier.GPU, layer_elements * size, min(workload.gradient_slots, len(layers)))
     builder.add_pool("edge_gradients", Tier.GPU, edge_elements * size, 2)
     if accumulates_apart(profile, workload):
         builder.add_pool("sums", Tier.GPU, layer_elements * 4, 1)

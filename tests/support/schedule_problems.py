@@ -111,5 +111,7 @@ def problems(draw) -> Problem:
             clips=draw(st.booleans()),
             chunk_elements=BLOCK_ALIGNMENT * draw(st.integers(1, 6)),
             versions=draw(st.sampled_from((1, 2))),
+            layer_slots=draw(st.integers(1, 3)),
+            gradient_slots=draw(st.integers(1, 2)),
         ),
     )

@@ -13,7 +13,7 @@ from tiny_backends import MACHINE
 from lohan_core.layout import BLOCK_ALIGNMENT, round_up
 from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Candidate, Profile, Role
-from lohan_core.schedule.build import LAYER_SLOTS, build_schedule, gradients_wait
+from lohan_core.schedule.build import build_schedule, gradients_wait
 from lohan_core.schedule.sizes import kept_bytes
 from lohan_core.schedule.task import Lane, Op
 
@@ -79,7 +79,7 @@ def moved(schedule):
     return total
 
 
-RESIDENT_AT_THE_TURN = LAYER_SLOTS * LAYER + EDGE
+RESIDENT_AT_THE_TURN = 3 * LAYER + EDGE
 """Parameters whose weights are fetched once instead of twice: the last layers stay, the postlude turns at once."""
 
 
@@ -156,7 +156,7 @@ def test_the_lanes_move_what_the_plan_implies(problem):
     expected = Counter()
     for index, (block, decisions) in enumerate(zip(blocks, plans, strict=True)):
         n, on_ssd = block.elements, decisions.states is Tier.SSD
-        stays = index == last or last - min(LAYER_SLOTS, last - 1) <= index
+        stays = index == last or last - min(workload.layer_slots, last - 1) <= index
         times = (1 if stays else 2) + (index in blocks[last].borrows)
         expected[Lane.H2D] += times * n * size
         expected[Lane.D2H] += n * size
