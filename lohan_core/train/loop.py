@@ -23,7 +23,7 @@ from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
 from lohan_core.store.durable import replace_durably
 from lohan_core.train.learning_rate import learning_rate
-from lohan_core.train.metrics import Metrics
+from lohan_core.train.metrics import Metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
 from lohan_core.train.stopping import StopRequest
 
@@ -44,6 +44,8 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
     Raises:
         LohanError: anything that the user can mend; the last durable step is intact.
     """
+    if config.run.tensorboard:
+        require_tensorboard()
     with ExitStack() as stack:
         _prepare_directory(config)
         progress = stack.enter_context(RunProgress(console))

@@ -12,7 +12,7 @@ from typing import Any
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.store.durable import replace_durably
 
-__all__ = ["Metrics", "read_metrics"]
+__all__ = ["Metrics", "read_metrics", "require_tensorboard"]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -84,9 +84,15 @@ def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(dict(entry)).encode() + b"\n"
 
 
-def _open_events(folder: Path, purge_step: int) -> Any:
+def require_tensorboard() -> None:
+    """Raise ConfigError if ``tensorboard`` is not installed: a run asks before it begins, not when it writes."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401 - whether it can be
     except ImportError as error:
         raise ConfigError("run.tensorboard: tensorboard is not installed; pip install 'lohan[tensorboard]'") from error
+
+
+def _open_events(folder: Path, purge_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=purge_step)

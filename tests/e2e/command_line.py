@@ -117,8 +117,17 @@ def start(
     *,
     environment: Mapping[str, str] | None = None,
     dies: Death | None = None,
+    without: Sequence[str] = (),
 ) -> Running:
-    """Start ``lohan ARGUMENTS``; what it prints is kept under ``folder``."""
+    """Start ``lohan ARGUMENTS``; what it prints is kept under ``folder``.
+
+    Args:
+        arguments: the command's.
+        folder: where output goes.
+        environment: variables to set beside those of this process.
+        dies: when the process kills itself.
+        without: modules that it shall not find.
+    """
     own = folder / f"command.{next(_numbers)}"
     own.mkdir(parents=True)
     # Like this interpreter's -P: the server must not import the checkout that the tests happen to be started in.
@@ -126,7 +135,7 @@ def start(
         forkserver.ensure_running()
     process = _context.Process(
         target=_carry_out,
-        args=([str(argument) for argument in arguments], own, dict(environment or {}), dies),
+        args=([str(argument) for argument in arguments], own, dict(environment or {}), dies, without),
         daemon=True,
     )
     process.start()
@@ -139,17 +148,21 @@ def run(
     *,
     environment: Mapping[str, str] | None = None,
     dies: Death | None = None,
+    without: Sequence[str] = (),
 ) -> Ended:
-    """Start ``lohan ARGUMENTS`` and wait for its end."""
-    return start(arguments, folder, environment=environment, dies=dies).wait()
+    """Start ``lohan ARGUMENTS`` as :func:`start` and wait for its end."""
+    return start(arguments, folder, environment=environment, dies=dies, without=without).wait()
 
 
-def _carry_out(arguments: list[str], folder: Path, environment: Mapping[str, str], dies: Death | None) -> None:
+def _carry_out(
+    arguments: list[str], folder: Path, environment: Mapping[str, str], dies: Death | None, without: Sequence[str]
+) -> None:
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(environment)
+    sys.modules.update(dict.fromkeys(without))  # type: ignore[arg-type] # what import looks at: None is not there
     import torch
 
     from lohan_core.cli import main

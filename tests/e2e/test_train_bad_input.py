@@ -168,6 +168,12 @@ def test_gradients_that_are_no_numbers_end_a_run(make_run):
     assert run.manifest()["commit"]["step"] == run.steps()
 
 
+def test_tensorboard_is_asked_for_and_missing(make_run):
+    run = make_run(run={"tensorboard": True})
+    assert_refused(run.train(without=["tensorboard"]), "run.tensorboard", "pip install")
+    assert not run.directory.exists()
+
+
 def test_no_such_config(tmp_path):
     ended = command_line.run(["train", tmp_path / "none.yaml"], tmp_path)
     assert_refused(ended, tmp_path / "none.yaml", "No such file")

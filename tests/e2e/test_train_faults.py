@@ -16,7 +16,7 @@ SERIAL = {"run": {"update": "serial"}, "optimizer": {"max_grad_norm": None}}
         # model, and as many reads verify it; a step takes some eighty of each.
         (("write", "EIO"), (130, 250, 250), {}),
         (("write", "ENOSPC"), (110, 300), {}),
-        (("read", "EIO"), (150, 420, 700), {}),
+        (("read", "EIO"), (150, 300, 300), {}),
         (("read", "EIO"), (300,), SERIAL),
         (("write", "EIO"), (130, 180), IN_HOST_MEMORY),
     ],
