@@ -35,8 +35,8 @@ class GreedyConfig:
         ranking: What candidates are ranked by, per byte: `seconds` as measured, or `flops` as in the paper.
         model: What the search minimizes: `lanes`, or `paper` for the published equations, which know neither the CPU's
             time nor states in host memory.
-        finalists: How many plans are simulated in the end, the search's best and others that keep less and more; with 1
-            the search decides alone.
+        finalists: How many plans are simulated in the end: the search's best, its best without activations on the
+            drives, and others that keep less and more; with 1 the search decides alone.
     """
 
     ranking: Ranking = Ranking.SECONDS

@@ -30,6 +30,8 @@ __all__ = ["Choice", "Family", "HostCounts"]
 
 IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 
+GOLDEN = (5**0.5 - 1) / 2
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -68,9 +70,16 @@ class Family:
 
     @cached_property
     def block_order(self) -> list[int]:
-        """Blocks by what host memory saves per byte of states: most loads of weights first, then first used first."""
+        """Blocks by what host memory saves per byte of states: those whose weights are loaded most often first.
+
+        Of equals, each next block lies farthest from those before it, as multiples of the golden ratio do: so many of
+        the list are spread over the model, however many, and the drives work evenly.
+        """
         forward, backward = weight_loads(self.profile)
-        return sorted(range(len(self.profile.blocks)), key=lambda index: (-forward[index] - backward[index], index))
+        return sorted(
+            range(len(self.profile.blocks)),
+            key=lambda index: (-forward[index] - backward[index], index * GOLDEN % 1.0),
+        )
 
     @cached_property
     def item_bytes(self) -> Integers:

@@ -18,7 +18,7 @@ from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, Stra
 from lohan_planner_greedy.family import Choice, Family, HostCounts
 from lohan_planner_greedy.items import rank_items
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
-from lohan_planner_greedy.search import Search, kept_lengths, spread
+from lohan_planner_greedy.search import Search, finalists, kept_lengths
 
 __all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
 
@@ -54,15 +54,19 @@ class FamilyPlanner(Planner):
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
         counts = family.host_counts(all_states=strategy.all_states)
-        search = Search(lengths=strategy.lengths(family), tiers=strategy.tiers)
-        curve = search.curve(family, counts, strategy.objective(family, counts, budget), budget)
-        if not curve:
+        objective = strategy.objective(family, counts, budget)
+        # The lane model does not see that what waits on the drives arrives behind what updates read: so the best that
+        # does without is looked at too.
+        searches = [strategy.tiers, strategy.tiers - {Tier.SSD}] if strategy.finalists > 1 else [strategy.tiers]
+        curves = [
+            Search(lengths=strategy.lengths(family), tiers=tiers).curve(family, counts, objective, budget)
+            for tiers in searches
+        ]
+        if not curves[0]:
             raise self._infeasible(family, counts, budget)
         plans = [
-            require_feasible(
-                family.plan(strategy.name, graded.choice, _describe(family, graded.choice)), profile, workload, budget
-            )
-            for graded in spread(curve, strategy.finalists)
+            require_feasible(family.plan(strategy.name, choice, _describe(family, choice)), profile, workload, budget)
+            for choice in finalists(curves, strategy.finalists)
         ]
         if len(plans) == 1:
             return plans[0]

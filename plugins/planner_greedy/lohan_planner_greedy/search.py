@@ -17,7 +17,7 @@ from lohan_core.plan import Budget, Tier
 from lohan_planner_greedy.family import Choice, Family, HostCounts
 from lohan_planner_greedy.objective import Objective
 
-__all__ = ["Graded", "Search", "first_shortest", "kept_lengths", "spread"]
+__all__ = ["Graded", "Search", "finalists", "first_shortest", "kept_lengths"]
 
 Integers = NDArray[np.int64]
 
@@ -114,8 +114,15 @@ def first_shortest(curve: Sequence[Graded]) -> Graded:
     return next(graded for graded in curve if graded.seconds <= least / SHORTER)
 
 
-def spread(curve: Sequence[Graded], count: int) -> list[Graded]:
-    """Return the first shortest step and up to ``count`` - 1 others, evenly from the least kept to the most."""
-    chosen = [first_shortest(curve)]
-    places = [round(step * (len(curve) - 1) / max(1, count - 2)) for step in range(count - 1)]
-    return [*chosen, *(curve[place] for place in sorted(set(places)) if curve[place] not in chosen)]
+def finalists(curves: Sequence[Sequence[Graded]], count: int) -> list[Choice]:
+    """Return up to ``count`` choices that are worth a closer look, without repetition.
+
+    The first shortest step of every curve, in their order, and then others evenly from the least kept to the most, on
+    the last of them.
+    """
+    curves = [curve for curve in curves if curve]
+    *_, last = curves
+    chosen = [first_shortest(curve).choice for curve in curves][:count]
+    further = count - len(chosen)
+    chosen += [last[round(step * (len(last) - 1) / max(1, further - 1))].choice for step in range(further)]
+    return list(dict.fromkeys(chosen))

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 
+from lohan_core.evaluate import TimeModel
 from lohan_core.testing.planner import PlannerSuite
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.plugin import lohan_planner
@@ -19,10 +20,20 @@ class TestGreedy(PlannerSuite):
 
 class TestGreedyAsInThePaper(PlannerSuite):
     backend = BACKENDS["greedy"]
+    model: ClassVar[TimeModel] = TimeModel.PAPER
 
     @pytest.fixture
     def config(self):
-        return GreedyConfig(ranking=Ranking.FLOPS, model=GreedyModel.PAPER)
+        return GreedyConfig(ranking=Ranking.FLOPS, model=GreedyModel.PAPER, finalists=1)
+
+
+class TestGreedySearchAlone(PlannerSuite):
+    backend = BACKENDS["greedy"]
+    model: ClassVar[TimeModel] = TimeModel.LANES
+
+    @pytest.fixture
+    def config(self):
+        return GreedyConfig(finalists=1)
 
 
 class TestZero(PlannerSuite):
