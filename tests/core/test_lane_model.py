@@ -27,6 +27,13 @@ def work_by_lane(schedule):
     return work
 
 
+def problems(data):
+    """One of the suite's problems, with any number of slots for layers and gradients on the GPU."""
+    problem = data.draw(st.sampled_from(PROBLEMS))
+    slots = {"layer_slots": data.draw(st.integers(1, 3)), "gradient_slots": data.draw(st.integers(1, 2))}
+    return evolve(problem, workload=evolve(problem.workload, **slots))
+
+
 def plans(profile):
     tiers = st.sampled_from(Tier)
     states = st.sampled_from([Tier.HOST, Tier.SSD])
@@ -42,7 +49,7 @@ def plans(profile):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_amounts_are_the_work_of_the_schedules_tasks(data):
-    problem = data.draw(st.sampled_from(PROBLEMS))
+    problem = problems(data)
     plan = data.draw(plans(problem.profile))
     schedule = build_schedule(plan, problem.profile, problem.workload)
     amounts = defaultdict(float)
@@ -55,7 +62,7 @@ def test_amounts_are_the_work_of_the_schedules_tasks(data):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_each_phase_holds_the_tasks_of_its_part_of_the_schedule(data):
-    problem = data.draw(st.sampled_from(PROBLEMS))
+    problem = problems(data)
     profile = problem.profile
     plan = data.draw(plans(profile))
     tasks = build_schedule(plan, profile, problem.workload).tasks
@@ -75,7 +82,7 @@ def test_each_phase_holds_the_tasks_of_its_part_of_the_schedule(data):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_memory_alone_is_the_schedules_memory(data):
-    problem = data.draw(st.sampled_from(PROBLEMS))
+    problem = problems(data)
     plan = data.draw(plans(problem.profile))
     schedule = build_schedule(plan, problem.profile, problem.workload)
     memory = build_memory(plan, problem.profile, problem.workload)
@@ -86,7 +93,7 @@ def test_memory_alone_is_the_schedules_memory(data):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_no_lane_of_the_simulation_is_busy_for_longer_than_the_lanes_say(data):
-    problem = data.draw(st.sampled_from(PROBLEMS))
+    problem = problems(data)
     plan = data.draw(plans(problem.profile))
     lanes = evaluate(plan, problem.profile, problem.workload, PLENTY, TimeModel.LANES)
     simulated = evaluate(plan, problem.profile, problem.workload, PLENTY)

@@ -75,7 +75,7 @@ class Family:
         Of equals, each next block lies farthest from those before it, as multiples of the golden ratio do: so many of
         the list are spread over the model, however many, and the drives work evenly.
         """
-        forward, backward = weight_loads(self.profile)
+        forward, backward = weight_loads(self.profile, self.workload.layer_slots)
         return sorted(
             range(len(self.profile.blocks)),
             key=lambda index: (-forward[index] - backward[index], index * GOLDEN % 1.0),

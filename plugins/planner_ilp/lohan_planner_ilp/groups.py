@@ -9,6 +9,7 @@ from typing import TypeVar
 from attrs import evolve, frozen
 
 from lohan_core.lane_model import weight_loads
+from lohan_core.plan import Workload
 from lohan_core.profile import Profile
 
 __all__ = ["Group", "group_blocks", "spread_evenly"]
@@ -31,7 +32,7 @@ class Group:
         return len(self.blocks)
 
 
-def group_blocks(profile: Profile, small: int = SMALL) -> list[Group]:
+def group_blocks(profile: Profile, workload: Workload, small: int = SMALL) -> list[Group]:
     """Put identical blocks together, unless the model is so ``small`` that each can be decided about on its own.
 
     Blocks whose weights are brought to the GPU more or less often than others' are of another kind.
@@ -39,7 +40,7 @@ def group_blocks(profile: Profile, small: int = SMALL) -> list[Group]:
     if sum(1 + len(block.candidates) for block in profile.blocks) <= small:
         return [Group((index,)) for index in range(len(profile.blocks))]
     kinds: defaultdict[Hashable, list[int]] = defaultdict(list)
-    loads = zip(*weight_loads(profile), strict=True)
+    loads = zip(*weight_loads(profile, workload.layer_slots), strict=True)
     for index, (block, loaded) in enumerate(zip(profile.blocks, loads, strict=True)):
         kinds[evolve(block, name=""), loaded].append(index)
     return [Group(tuple(blocks)) for blocks in kinds.values()]

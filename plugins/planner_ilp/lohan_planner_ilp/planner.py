@@ -33,7 +33,7 @@ class IlpPlanner(Planner):
             workload=workload,
             budget=budget,
             freedom=self._freedom,
-            groups=group_blocks(profile),
+            groups=group_blocks(profile, workload),
         )
         solution = solve(formulation.program, gap=self._config.gap, time_limit=self._config.time_limit)
         if solution is None:

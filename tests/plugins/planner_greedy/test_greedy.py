@@ -63,6 +63,8 @@ def choices(family):
 def test_the_families_arithmetic_is_the_graders(data):
     """Bytes on every tier and seconds by the lanes, of any choice, are what ``evaluate`` says of its plan."""
     problem = data.draw(st.sampled_from(PROBLEMS))
+    slots = {"layer_slots": data.draw(st.integers(1, 3)), "gradient_slots": data.draw(st.integers(1, 2))}
+    problem = evolve(problem, workload=evolve(problem.workload, **slots))
     family = family_of(problem)
     choice = data.draw(choices(family))
     counts = family.host_counts(all_states=None)

@@ -117,8 +117,19 @@ def test_no_shipped_planner_is_better_by_the_model_that_it_minimizes(others, pro
         assert seconds <= lanes(plan, problem.profile, problem.workload).seconds * ROUNDING, name
 
 
+def with_slots(problem):
+    """The same problem, with any number of slots for weights and gradients on the GPU."""
+    return st.builds(
+        lambda layers, gradients: evolve(
+            problem, workload=evolve(problem.workload, layer_slots=layers, gradient_slots=gradients)
+        ),
+        st.integers(1, 3),
+        st.integers(1, 2),
+    )
+
+
 @settings(max_examples=40, deadline=None)
-@given(problem=st.sampled_from(PROBLEMS), budget=budgets())
+@given(problem=st.sampled_from(PROBLEMS).flatmap(with_slots), budget=budgets())
 def test_the_program_predicts_what_the_grader_says(problem, budget):
     """Its objective is the plan's length by the lanes, and what its constraints admit fits."""
     formulation = Formulation(
@@ -126,7 +137,7 @@ def test_the_program_predicts_what_the_grader_says(problem, budget):
         workload=problem.workload,
         budget=budget,
         freedom=ANYTHING,
-        groups=group_blocks(problem.profile),
+        groups=group_blocks(problem.profile, problem.workload),
     )
     solution = solve(formulation.program, gap=0.0, time_limit=60.0)
     if solution is None:
@@ -150,7 +161,7 @@ def test_putting_identical_blocks_together_loses_little(host_mib):
     workload = Workload(micro_batches=2, update=Update.OPTIMIZED, clips=True, chunk_elements=2**18)
     budget = Budget(gpu_bytes=2**31, host_bytes=host_mib * 2**20, ssd_bytes=2**40)
     seconds = []
-    for groups in (group_blocks(profile, small=0), [Group((index,)) for index in range(len(profile.blocks))]):
+    for groups in (group_blocks(profile, workload, small=0), [Group((index,)) for index in range(len(profile.blocks))]):
         formulation = Formulation(profile=profile, workload=workload, budget=budget, freedom=ANYTHING, groups=groups)
         solution = solve(formulation.program, gap=1e-4, time_limit=60.0)
         plan = formulation.plan("ilp", solution.values)
@@ -168,7 +179,7 @@ def test_a_large_model_is_a_small_program():
     profile = equal_layers(96, 60)
     workload = Workload(micro_batches=4, update=Update.OPTIMIZED, clips=True, chunk_elements=2**20)
     budget = Budget(gpu_bytes=2**32, host_bytes=2**32, ssd_bytes=2**45)
-    groups = group_blocks(profile)
+    groups = group_blocks(profile, workload)
     assert [group.size for group in groups] == [1, 93, 3, 1]
     formulation = Formulation(profile=profile, workload=workload, budget=budget, freedom=ANYTHING, groups=groups)
     assert len(formulation.program.columns) < 1000
@@ -180,8 +191,11 @@ def test_blocks_are_put_together_if_they_differ_in_name_alone():
     profile = equal_layers(6, 20)
     odd = evolve(profile.blocks[2], seconds=2 * profile.blocks[2].seconds)
     profile = evolve(profile, blocks=(*profile.blocks[:2], odd, *profile.blocks[3:]))
-    assert [group.blocks for group in group_blocks(profile)] == [(0,), (1, 3), (2,), (4, 5, 6), (7,)]
-    assert all(group.size == 1 for group in group_blocks(profile, small=1000))
+    workload = PROBLEMS[0].workload
+    assert [group.blocks for group in group_blocks(profile, workload)] == [(0,), (1, 3), (2,), (4, 5, 6), (7,)]
+    assert all(group.size == 1 for group in group_blocks(profile, workload, small=1000))
+    leaner = evolve(workload, layer_slots=1)
+    assert [group.blocks for group in group_blocks(profile, leaner)] == [(0,), (1, 3, 4, 5), (2,), (6,), (7,)]
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 12)))
