@@ -83,16 +83,15 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait until ``condition`` holds, which it must while the command is running.
-
-        The command is stopped while it is looked at, and goes on afterwards.
-        """
+    def stop_when(self, condition: Callable[[], object], number: signal.Signals) -> Ended:
+        """Send a signal at an instant at which ``condition`` holds, and wait for the end."""
         self.freeze_when(condition)
+        self.signal(number)
         self.signal(signal.SIGCONT)
+        return self.wait()
 
     def freeze_when(self, condition: Callable[[], object]) -> None:
-        """Stop the process (SIGSTOP) at an instant at which ``condition`` holds, and leave it stopped."""
+        """Halt the process (SIGSTOP) at an instant at which ``condition`` holds, which it must come to."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             assert self.process.is_alive(), f"ended too soon\n{self._text('out')}\n{self._text('err')}"
@@ -162,7 +161,7 @@ def _carry_out(
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(environment)
-    sys.modules.update(dict.fromkeys(without))  # type: ignore[arg-type] # what import looks at: None is not there
+    sys.modules.update(dict.fromkeys(without))  # to an import, None means that there is no such module
     import torch
 
     from lohan_core.cli import main

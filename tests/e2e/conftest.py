@@ -12,6 +12,7 @@ def materials(tmp_path_factory):
     save_lm("gpt2", folder / "gpt2")
     write_samples(folder / "train.jsonl", 30)
     write_samples(folder / "eval.jsonl", 24, seed=1)
+    write_samples(folder / "long_eval.jsonl", 200, seed=2)
     return folder
 
 

@@ -30,10 +30,7 @@ def assert_refused(ended, *parts):
 def stopped(tmp_path_factory, sections):
     """A run that was stopped after a few of its steps."""
     run = SmallRun(tmp_path_factory.mktemp("stopped") / "ours", sections)
-    running = run.start()
-    running.until(lambda: run.steps() >= 2)
-    running.signal(signal.SIGTERM)
-    assert running.wait().code == STOPPED
+    assert run.start().stop_when(lambda: run.steps() >= 2, signal.SIGTERM).code == STOPPED
     return run
 
 
@@ -300,7 +297,7 @@ def test_a_drive_that_is_too_small(make_run, small_drive):
     [(3, 0, (1, "No space left on device")), (8, 200 << 10, (REFUSED, "the model takes"))],
     ids=["steps", "model"],
 )
-def test_a_run_directory_that_fills_up(make_run, undisturbed, small_drive, step, left_bytes, expected):  # noqa: PLR0917
+def test_a_run_directory_that_fills_up(make_run, undisturbed, small_drive, step, left_bytes, expected):  # noqa: PLR0917 - fixtures and a case
     run = make_run()
     drive = run.folder / "drive"
     drive.mkdir()
