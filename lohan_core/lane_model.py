@@ -190,8 +190,7 @@ def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
 def weight_loads(profile: Profile, layer_slots: int) -> tuple[list[int], list[int]]:
     """How often forward, and how often backward, bring each block's weights to the GPU.
 
-    The last ``layer_slots`` layers stay there in between; a block whose weights are borrowed is brought for the borrower
-    too.
+    The last ``layer_slots`` layers stay there in between; borrowed weights are brought for the borrower too.
     """
     postlude = len(profile.blocks) - 1
     stay = postlude - min(layer_slots, postlude - 1)
