@@ -58,7 +58,7 @@ def derive_profile(
     return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
 
 
-@define
+@define(eq=False)
 class Outline:
     """A model of fake tensors, cut into blocks, to be profiled for as many machines and batches as wanted.
 

@@ -1,0 +1,162 @@
+"""How each published system carries a step out, in the words of our own plans and schedules.
+
+What is assumed of them, beside the machine's hardware file:
+
+- All three update in three passes over main memory, not in one: gradients to fp32, Adam, weights back to 16 bit.
+- Ratel keeps all states on the drives, chooses activations by its Algorithm 1 (``greedy`` with the paper's model and
+  ranking), and updates each tensor as soon as its gradient is there: read, update, write, one after the other. (The
+  paper describes an overlapped update too; the published code reads nothing before it is needed.)
+- The ZeRO systems recompute everything but the inputs of blocks, keep a gradient in fp32 beside the states (16 bytes
+  per parameter: ZeRO-Infinity, arXiv 2104.07857, section 3), update when backward is through, and wait for each
+  transfer where it is needed (DeepSpeed issue 1130: copies that block; its pipelined swapping is off by default): their
+  step is the sum of its tasks. ZeRO-Infinity keeps states on the drives, ZeRO-Offload in main memory.
+
+The model is cut into micro-batches of eight rows for Ratel and LoHan: what its blocks take beside weights fits a 24 GB
+GPU then, and by the rates alone larger ones are no faster. The ZeRO systems take the batch whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+from attrs import evolve, frozen
+from transformers import GPT2Config
+
+from lohan_core.backend import Kind
+from lohan_core.engine.derive import Outline
+from lohan_core.forecast.family import SHAPES, Shape
+from lohan_core.hardware import Hardware
+from lohan_core.interfaces.planner import Planner
+from lohan_core.lane_model import lane_busy_seconds
+from lohan_core.plan import Budget, Plan, Tier, Update, Workload
+from lohan_core.planning import plan_step
+from lohan_core.profile import Profile
+from lohan_core.registry import Registry
+from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.simulate import simulate
+from lohan_core.states import StateVector
+
+__all__ = ["SYSTEMS", "Setting", "outline_of", "shape_of"]
+
+CHUNK_ELEMENTS = 16 * 2**20
+MICRO_BATCH_SIZE = 8
+
+ADAM = tuple(StateVector(name=name, value_bytes=4) for name in ("master", "exp_avg", "exp_avg_sq"))
+ZERO = (*ADAM, StateVector(name="gradient", value_bytes=4))
+
+THREE_PASSES_BYTES = (2 + 2 * 4) + 2 * (4 + 4 + 4) + 4 + (4 + 2 * 2)
+"""Main memory traffic per parameter: cast the gradient, Adam, cast the weight. What is written to new places is read
+into the cache before (twice the bytes); what Adam updates in place was read anyway."""
+
+
+@frozen
+class Setting:
+    """One step of one model on one machine."""
+
+    registry: Registry
+    hardware: Hardware
+    outline: Outline
+    sequence_length: int
+    batch_size: int
+
+    def profile(self, micro_batch_size: int, states: tuple[StateVector, ...], *, passes_bytes: int | None) -> Profile:
+        """Derive the profile; ``passes_bytes`` of main memory traffic per parameter, None for one fused pass."""
+        profile = _derive(self.outline, self.hardware, micro_batch_size, self.sequence_length, states)
+        if passes_bytes is None:
+            return profile
+        rate = self.hardware.host.memory_bandwidth / passes_bytes
+        return evolve(profile, machine=evolve(profile.machine, cpu_parameters_per_second=rate))
+
+    def planner(self, name: str, **settings: str) -> Planner:
+        """Open a planner with these keys of its config."""
+        from lohan_core.config.structure import structure_values
+
+        backend = self.registry.find(Kind.PLANNER, name)
+        return self.registry.open_backend(
+            Kind.PLANNER, name, structure_values(backend.config, settings, f"planner {name}")
+        )
+
+
+@cache
+def _derive(
+    outline: Outline,
+    hardware: Hardware,
+    micro_batch_size: int,
+    sequence_length: int,
+    states: tuple[StateVector, ...],
+) -> Profile:
+    return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
+
+
+def shape_of(name: str) -> Shape:
+    """Find a model of the paper."""
+    return next(shape for shape in SHAPES if shape.name == name)
+
+
+@cache
+def outline_of(shape: Shape) -> Outline:
+    """Outline a GPT of this shape, with the paper's vocabulary."""
+    config = GPT2Config(
+        n_layer=shape.layers, n_head=shape.heads, n_embd=shape.hidden, n_positions=1024, vocab_size=50257
+    )
+    return Outline(config, torch.bfloat16)
+
+
+def ratel_seconds(setting: Setting) -> float:
+    """Length of Ratel's step, as published."""
+    profile = setting.profile(MICRO_BATCH_SIZE, ADAM, passes_bytes=THREE_PASSES_BYTES)
+    workload = _workload(setting.batch_size // MICRO_BATCH_SIZE, Update.NAIVE, clips=False)
+    planner = setting.planner("greedy", model="paper", ranking="flops")
+    plan = _with_states(planner.plan(profile, _budget(profile), workload), Tier.SSD)
+    return simulate(build_schedule(plan, profile, workload), profile.machine).seconds
+
+
+def lohan_seconds(setting: Setting) -> float:
+    """Length of LoHan's own step: states wherever there is room, fused and overlapped updates."""
+    profile = setting.profile(MICRO_BATCH_SIZE, ADAM, passes_bytes=None)
+    workload = _workload(setting.batch_size // MICRO_BATCH_SIZE, Update.OPTIMIZED, clips=False)
+    plan, workload = plan_step(setting.planner("greedy"), profile, _budget(profile), workload)
+    return simulate(build_schedule(plan, profile, workload), profile.machine).seconds
+
+
+def zero_infinity_seconds(setting: Setting) -> float:
+    """Length of ZeRO-Infinity's step."""
+    return _zero_seconds(setting, Tier.SSD)
+
+
+def zero_offload_seconds(setting: Setting) -> float:
+    """Length of ZeRO-Offload's step."""
+    return _zero_seconds(setting, Tier.HOST)
+
+
+def _zero_seconds(setting: Setting, states: Tier) -> float:
+    profile = setting.profile(setting.batch_size, ZERO, passes_bytes=THREE_PASSES_BYTES)
+    # Time is what is asked here: what fits is what was published.
+    profile = evolve(profile, machine=evolve(profile.machine, gpu_bytes=2**60))
+    workload = _workload(1, Update.SERIAL, clips=True)
+    plan = setting.planner("zero", states=str(states)).plan(profile, _budget(profile), workload)
+    # The states' own gradient is what waits, so that none is counted twice.
+    plan = evolve(plan, blocks=tuple(evolve(block, gradients=Tier.HOST) for block in plan.blocks))
+    return sum(lane_busy_seconds(plan, profile, workload).values())
+
+
+def _with_states(plan: Plan, tier: Tier) -> Plan:
+    return evolve(plan, blocks=tuple(evolve(block, states=tier, gradients=tier) for block in plan.blocks))
+
+
+def _budget(profile: Profile) -> Budget:
+    machine = profile.machine
+    return Budget(gpu_bytes=machine.gpu_bytes, host_bytes=machine.host_bytes, ssd_bytes=machine.ssd_bytes)
+
+
+def _workload(micro_batches: int, update: Update, *, clips: bool) -> Workload:
+    return Workload(micro_batches=micro_batches, update=update, clips=clips, chunk_elements=CHUNK_ELEMENTS, versions=1)
+
+
+SYSTEMS: Mapping[str, Callable[[Setting], float]] = {
+    "Ratel": ratel_seconds,
+    "ZeRO-Infinity": zero_infinity_seconds,
+    "ZeRO-Offload": zero_offload_seconds,
+}
