@@ -101,6 +101,8 @@ class RunConfig:
         tensorboard: Whether to write TensorBoard events too.
         update: When states are updated. `optimized`: during backward, with reading, updating and writing overlapped;
             `naive`: during backward, one chunk after the other; `serial`: after backward. The results are the same.
+        replan_after: Steps after which the profile is corrected by what a step was measured to take and the planner is
+            asked again, once in each process; `null`: never. The results do not depend on it.
         durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;
             `none`: a crash loses the run.
         checkpoint_every: Steps between durable states.
@@ -117,6 +119,7 @@ class RunConfig:
     eval_every: int | None = field(default=None, validator=optional(ge(1)))
     tensorboard: bool = False
     update: Update = Update.OPTIMIZED
+    replan_after: int | None = field(default=None, validator=optional(ge(1)))
     durability: Durability = Durability.STEP
     checkpoint_every: int = field(default=1, validator=ge(1))
     checksums: bool = True

@@ -13,16 +13,10 @@ from torch import Tensor
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config, Durability
-from lohan_core.engine.activations import Activations
-from lohan_core.engine.buffers import Buffers
-from lohan_core.engine.compute import Compute
 from lohan_core.engine.engine import Engine
-from lohan_core.engine.gradients import Gradients
-from lohan_core.engine.lanes import Lanes
+from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
-from lohan_core.engine.packing import plan_packing
 from lohan_core.engine.parts import (
-    Parts,
     Report,
     make_store,
     open_parts,
@@ -30,21 +24,14 @@ from lohan_core.engine.parts import (
     store_identity,
     take_up_store,
 )
-from lohan_core.engine.states import States
-from lohan_core.engine.updates import Updates
-from lohan_core.engine.weights import Weights
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
-from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
-from lohan_core.schedule.build import build_schedule, gradients_wait
-from lohan_core.schedule.task import Lane
-from lohan_core.store import Store
-from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
@@ -106,10 +93,22 @@ def open_engine(
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
         workload = _workload(config, sample, parts.chunk_elements)
-        chosen, workload = (plan, workload) if plan else _plan(config, registry, profile, workload, parts)
+        budget = _budget(config, profile, parts.storage)
+        if plan is None:
+            planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
+            plan, workload = plan_step(planner, profile, budget, workload)
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
         store = store or make_store(config, parts, whole, report)
-        engine = _assemble(config, parts, store, profile, workload=workload, plan=chosen)
+        machinery = build_machinery(parts, store, optimizer_settings(config), profile, workload=workload, plan=plan)
+        engine = Engine(
+            seed=config.run.seed,
+            budget=budget,
+            settings=optimizer_settings(config),
+            parts=parts,
+            store=store,
+            machinery=machinery,
+            finished_step=store.committed_step,
+        )
         on_failure.pop_all()
     return engine
 
@@ -171,14 +170,6 @@ def _workload(config: Config, sample: Batch, chunk_elements: int) -> Workload:
     )
 
 
-def _plan(
-    config: Config, registry: Registry, profile: Profile, workload: Workload, parts: Parts
-) -> tuple[Plan, Workload]:
-    planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
-    budget = _budget(config, profile, parts.storage)
-    return plan_step(planner, profile, budget, workload)
-
-
 def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
     """What the user allows, or what is free; the run's own extents count as free."""
     memory = config.memory
@@ -189,62 +180,4 @@ def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
         gpu_bytes=min(memory.gpu or profile.machine.gpu_bytes, free_gpu),
         host_bytes=min(memory.host or free_host, free_host),
         ssd_bytes=min(memory.ssd or free_ssd, free_ssd),
-    )
-
-
-def _assemble(
-    config: Config, parts: Parts, store: Store, profile: Profile, *, workload: Workload, plan: Plan
-) -> Engine:
-    """Reserve all memory and wire the actions of every task."""
-    device, dtype, blocks = parts.model.device, parts.model.dtype, parts.model.blocks
-    pin = device.type == "cuda"
-    settings = optimizer_settings(config)
-    schedule = build_schedule(plan, profile, workload)
-    buffers = Buffers(schedule, device)
-    parts.storage.register([buffers.host_arena])
-    states = States(blocks, plan, parts.form, store, workload.chunk_elements, pin=pin)
-    lanes = Lanes(device)
-    weights = Weights(blocks, states, buffers, dtype)
-    gradients = Gradients(blocks, buffers, dtype)
-    compute = Compute(parts.model, plan, weights, gradients, device)
-    streams = {lane: stream for lane in Lane if (stream := lanes.stream(lane)) is not None}
-    packings = [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
-    activations = Activations(
-        packings, workload.micro_batches, buffers=buffers, storage=parts.storage, device=device, streams=streams
-    )
-    updates = Updates(
-        blocks,
-        plan,
-        states=states,
-        gradients=gradients,
-        buffers=buffers,
-        optimizer=parts.optimizer,
-        storage=parts.storage,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        waits=gradients_wait(workload),
-        pin=pin,
-    )
-    taken = ", ".join(f"{format_bytes(schedule.bytes_on(tier))} on {tier}" for tier in Tier)
-    return Engine(
-        model=parts.model,
-        plan=plan,
-        profile=profile,
-        workload=workload,
-        schedule=schedule,
-        description=(
-            f"storage: {parts.storage.describe()}",
-            f"optimizer: {parts.optimizer.describe()}",
-            f"plan: {plan.planner}; {taken}",
-        ),
-        seed=config.run.seed,
-        checkpoint=parts.checkpoint,
-        states=states,
-        storage=parts.storage,
-        lanes=lanes,
-        compute=compute,
-        activations=activations,
-        updates=updates,
-        actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},
-        finished_step=store.committed_step,
     )

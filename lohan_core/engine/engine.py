@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from attrs import define, evolve, frozen
 
-from lohan_core.engine.activations import Activations
-from lohan_core.engine.compute import Compute
-from lohan_core.engine.lanes import Action, Lanes
-from lohan_core.engine.states import States
+from lohan_core.engine.machinery import Machinery, build_machinery
+from lohan_core.engine.parts import Parts
 from lohan_core.engine.step import StepData, as_step_inputs, micro_batch_seed
-from lohan_core.engine.updates import Updates
 from lohan_core.errors import PlanError, StoreError
-from lohan_core.interfaces.storage import Storage
+from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.model.cut import CutModel
 from lohan_core.model.rng import preserved, seeded_state
-from lohan_core.plan import Plan, Workload
+from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_evaluation
-from lohan_core.schedule.task import Op, Schedule
+from lohan_core.schedule.task import Schedule
 from lohan_core.schedule.timeline import Timeline
-from lohan_core.weights import Checkpoint, write_model
+from lohan_core.store import Store
+from lohan_core.weights import write_model
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
@@ -59,25 +57,50 @@ class Engine:
     Not thread-safe: one call at a time.
     """
 
-    model: CutModel
-    plan: Plan
-    profile: Profile
-    workload: Workload
-    schedule: Schedule
-    description: tuple[str, ...]
-    """What carries this run out, a line each: storage, optimizer, plan."""
     seed: int
-    _checkpoint: Checkpoint
-    _states: States
-    _storage: Storage
-    _lanes: Lanes
-    _compute: Compute
-    _activations: Activations
-    _updates: Updates
-    _actions: Mapping[Op, Action]
+    budget: Budget
+    """What plans may use."""
+    _settings: OptimizerConfig
+    _parts: Parts
+    _store: Store
+    _machinery: Machinery
     _finished_step: int
     _between_steps: bool = False
     _closed: bool = False
+
+    @property
+    def model(self) -> CutModel:
+        """The model as cut into blocks."""
+        return self._parts.model
+
+    @property
+    def plan(self) -> Plan:
+        """The decisions that are carried out."""
+        return self._machinery.plan
+
+    @property
+    def profile(self) -> Profile:
+        """The facts that the plan was made with."""
+        return self._machinery.profile
+
+    @property
+    def workload(self) -> Workload:
+        """What one step does."""
+        return self._machinery.workload
+
+    @property
+    def schedule(self) -> Schedule:
+        """The tasks of one step."""
+        return self._machinery.schedule
+
+    @property
+    def description(self) -> tuple[str, ...]:
+        """What carries this run out, a line each: storage, optimizer, plan."""
+        return (
+            f"storage: {self._parts.storage.describe()}",
+            f"optimizer: {self._parts.optimizer.describe()}",
+            self._machinery.describe(),
+        )
 
     @property
     def finished_step(self) -> int:
@@ -87,12 +110,12 @@ class Engine:
     @property
     def durable_step(self) -> int:
         """The step that a crash now would fall back to."""
-        return self._states.store.committed_step
+        return self._store.committed_step
 
     @property
     def progress(self) -> Mapping[str, Any]:
         """What the caller stored beside the last durable step."""
-        return self._states.store.progress
+        return self._store.progress
 
     def step(self, batch: Batch, *, lr: float) -> StepResult:
         """Train on one batch. The result is what the next step begins from; :meth:`save` makes it durable.
@@ -114,15 +137,15 @@ class Engine:
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
         step = self._finished_step + 1
-        read_before, written_before = self._storage.bytes_moved()
+        read_before, written_before = self._parts.storage.bytes_moved()
         data = self._begin(batch, step, lr)
         self._between_steps = True
         timeline = self._execute(self.schedule)
         loss = data.loss
-        self._states.store.finish_step()
+        self._store.finish_step()
         self._between_steps = False
         self._finished_step = step
-        read, written = self._storage.bytes_moved()
+        read, written = self._parts.storage.bytes_moved()
         return StepResult(
             step=step,
             loss=loss,
@@ -153,10 +176,10 @@ class Engine:
     def save(self, progress: Mapping[str, Any]) -> None:
         """Make the last finished step durable, with ``progress``, JSON values for resuming, beside it."""
         self._require_whole_states()
-        if self._states.resident and self._finished_step != self.durable_step:
-            self._states.write_resident()
-            self._states.store.finish_step()
-        self._states.store.commit(self._finished_step, progress)
+        if self._machinery.states.resident and self._finished_step != self.durable_step:
+            self._machinery.states.write_resident()
+            self._store.finish_step()
+        self._store.commit(self._finished_step, progress)
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
         """Write the model as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
@@ -165,15 +188,39 @@ class Engine:
             ModelError: ``out`` is not empty, or its drive has too little space.
         """
         self._require_whole_states()
-        write_model(out, self._states.parameters(dtype), self._checkpoint, dtype)
+        write_model(out, self._machinery.states.parameters(dtype), self._parts.checkpoint, dtype)
+
+    def adopt(self, plan: Plan, profile: Profile, workload: Workload, progress: Mapping[str, Any]) -> None:
+        """Go on by another plan. The last finished step is saved first, with ``progress``; results do not change.
+
+        Args:
+            plan: one that fits ``workload``, for as many micro-batches as now.
+            profile: what it was made with.
+            workload: what one step does.
+            progress: as for :meth:`save`.
+
+        Raises:
+            LohanError: the memory is not to be had; the engine is then closed.
+        """
+        self.save(progress)
+        self._machinery.lanes.close()
+        del self._machinery  # its memory is what the next one is built in
+        try:
+            self._machinery = build_machinery(
+                self._parts, self._store, self._settings, profile, workload=workload, plan=plan
+            )
+        except BaseException:
+            self._closed = True
+            self._store.close()
+            raise
 
     def close(self) -> None:
         """Stop the lanes and let go of store and storage. What was not saved is lost. May be called twice."""
         if self._closed:
             return
         self._closed = True
-        self._lanes.close()
-        self._states.store.close()
+        self._machinery.lanes.close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +233,7 @@ class Engine:
     def _execute(self, schedule: Schedule) -> Timeline:
         try:
             with preserved(self.model.device):
-                return self._lanes.execute(schedule, self._actions)
+                return self._machinery.lanes.execute(schedule, self._machinery.actions)
         except torch.OutOfMemoryError as error:
             raise PlanError(
                 f"memory.gpu: step {self._finished_step + 1} needs more device memory than the plan foresaw "
@@ -213,5 +260,5 @@ class Engine:
                 seeded_state(device, micro_batch_seed(self.seed, step, k)) for k in range(len(batch.micro_batches))
             ],
         )
-        self._compute.data = self._activations.data = self._updates.data = data
+        self._machinery.begin(data)
         return data

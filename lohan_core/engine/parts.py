@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 SCRATCH_PREFIX = "scratch/"
+"""Extents so named are worth nothing when the process ends."""
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""
@@ -187,13 +188,10 @@ def _open_model(config: Config, device: torch.device) -> tuple[CutModel, Checkpo
 
 
 def _open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:
-    storage = registry.open_backend(
+    return registry.open_backend(
         Kind.STORAGE,
         config.storage.name,
         config.storage.settings,
         namespace=directory.namespace,
         default_directory=directory.path / "extents",
     )
-    for name in [name for name in storage.extents() if name.startswith(SCRATCH_PREFIX)]:
-        storage.free(name)  # of a process that was killed; its sizes may have been others
-    return storage

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from lohan_core.backend import Kind
 from lohan_core.config import Config, dump_config
 from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
+from lohan_core.interfaces.planner import Planner
 from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
 from lohan_core.store.durable import replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
+from lohan_core.train.replan import replan
 from lohan_core.train.stopping import StopRequest
 
 __all__ = ["train"]
@@ -75,7 +78,8 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         for line in engine.description:
             progress.say(line)
         replace_durably(config.run.dir / "config.yaml", dump_config(config).encode())
-        run = _Run(config, engine, batches, evaluation, progress)
+        planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
+        run = _Run(config, engine, planner, batches, evaluation=evaluation, progress=progress)
         stack.callback(run.metrics.close)
         complete = run.to_the_end(stop)
         if complete:
@@ -91,13 +95,21 @@ class _Run:
     """The loop's parts."""
 
     def __init__(
-        self, config: Config, engine: Engine, batches: Batches, evaluation: Dataset | None, progress: RunProgress
+        self,
+        config: Config,
+        engine: Engine,
+        planner: Planner,
+        batches: Batches,
+        *,
+        evaluation: Dataset | None,
+        progress: RunProgress,
     ) -> None:
         settings = config.optimizer.settings
         assert isinstance(settings, OptimizerConfig)  # noqa: S101 - open_engine has checked it
         self._config = config
         self._settings = settings
         self._engine = engine
+        self._planner = planner
         self._batches = batches
         self._evaluation = evaluation
         self._progress = progress
@@ -107,6 +119,7 @@ class _Run:
             last=engine.progress.get("metrics"),
             tensorboard=config.run.dir / "tensorboard" if config.run.tensorboard else None,
         )
+        self._steps_here = 0
         self._recorder = StepRecorder(config.run.dir, engine.profile.machine)
         if engine.finished_step:
             progress.say(f"resumed from step {engine.finished_step}")
@@ -142,6 +155,10 @@ class _Run:
         entry = _entry(result, batch.tokens, time.perf_counter() - began)
         self.metrics.add(entry)
         self._recorder.add(result.step, result.timeline)
+        self._steps_here += 1
+        if self._steps_here == run.replan_after:
+            self._progress.say(replan(engine, self._planner, result.timeline, progress))
+            self._recorder = StepRecorder(run.dir, engine.profile.machine)
         self._progress.step(
             result.step, run.steps, f"loss {result.loss:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
         )

@@ -1,0 +1,116 @@
+"""What a plan determines: the schedule, all memory that it takes, and the actions of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import define
+
+from lohan_core.engine.activations import Activations
+from lohan_core.engine.buffers import Buffers
+from lohan_core.engine.compute import Compute
+from lohan_core.engine.gradients import Gradients
+from lohan_core.engine.lanes import Action, Lanes
+from lohan_core.engine.packing import plan_packing
+from lohan_core.engine.parts import SCRATCH_PREFIX, Parts
+from lohan_core.engine.states import States
+from lohan_core.engine.step import StepData
+from lohan_core.engine.updates import Updates
+from lohan_core.engine.weights import Weights
+from lohan_core.interfaces.optimizer import OptimizerConfig
+from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.profile import Profile
+from lohan_core.schedule.build import build_schedule, gradients_wait
+from lohan_core.schedule.task import Lane, Op, Schedule
+from lohan_core.store import Store
+from lohan_core.units import format_bytes
+
+__all__ = ["Machinery", "build_machinery"]
+
+
+@define(kw_only=True)
+class Machinery:
+    """Carries one plan out. Built by :func:`build_machinery`."""
+
+    plan: Plan
+    profile: Profile
+    workload: Workload
+    schedule: Schedule
+    states: States
+    lanes: Lanes
+    actions: Mapping[Op, Action]
+    _compute: Compute
+    _activations: Activations
+    _updates: Updates
+
+    def begin(self, data: StepData) -> None:
+        """Give the actions the data of the step that comes."""
+        self._compute.data = self._activations.data = self._updates.data = data
+
+    def describe(self) -> str:
+        """Say which plan it is, and what it takes on each tier."""
+        taken = ", ".join(f"{format_bytes(self.schedule.bytes_on(tier))} on {tier}" for tier in Tier)
+        return f"plan: {self.plan.planner}; {taken}"
+
+
+def build_machinery(
+    parts: Parts, store: Store, settings: OptimizerConfig, profile: Profile, *, workload: Workload, plan: Plan
+) -> Machinery:
+    """Reserve all memory and wire the actions of every task; states that live in host memory are read from the store.
+
+    Args:
+        parts: the run's open parts.
+        store: the run's store.
+        settings: weight decay and the norm to clip by.
+        profile: what the plan was made with.
+        workload: what one step does.
+        plan: the decisions.
+
+    Raises:
+        LohanError: the memory is not to be had.
+    """
+    device, dtype, blocks = parts.model.device, parts.model.dtype, parts.model.blocks
+    pin = device.type == "cuda"
+    for name in [name for name in parts.storage.extents() if name.startswith(SCRATCH_PREFIX)]:
+        parts.storage.free(name)  # of a process that was killed, or of another plan: their sizes may differ
+    schedule = build_schedule(plan, profile, workload)
+    buffers = Buffers(schedule, device)
+    parts.storage.register([buffers.host_arena])
+    states = States(blocks, plan, parts.form, store, workload.chunk_elements, pin=pin)
+    lanes = Lanes(device)
+    weights = Weights(blocks, states, buffers, dtype)
+    gradients = Gradients(blocks, buffers, dtype)
+    compute = Compute(parts.model, plan, weights, gradients, device)
+    activations = Activations(
+        [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],
+        workload.micro_batches,
+        buffers=buffers,
+        storage=parts.storage,
+        device=device,
+        streams={lane: stream for lane in Lane if (stream := lanes.stream(lane)) is not None},
+    )
+    updates = Updates(
+        blocks,
+        plan,
+        states=states,
+        gradients=gradients,
+        buffers=buffers,
+        optimizer=parts.optimizer,
+        storage=parts.storage,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        waits=gradients_wait(workload),
+        pin=pin,
+    )
+    return Machinery(
+        plan=plan,
+        profile=profile,
+        workload=workload,
+        schedule=schedule,
+        states=states,
+        lanes=lanes,
+        actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},
+        compute=compute,
+        activations=activations,
+        updates=updates,
+    )
