@@ -25,7 +25,7 @@ __all__ = ["free_device_bytes", "machine_name", "measure", "with_free_memory"]
 COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
 IO_PIECES = 8
-UPDATE_ELEMENTS = 1 << 20
+UPDATE_ELEMENTS = 1 << 24  # about 200 MiB of states: more than any cache holds
 SCRATCH = "scratch/profile"
 PROFILING, PARTS = "profiling: blocks, copies, drives, update", 4
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -25,6 +25,8 @@ from lohan_core.profile import BlockProfile, Candidate, Role
 
 __all__ = ["Estimate", "trace_model"]
 
+LOOKS = 4
+
 Estimate: TypeAlias = Callable[[float, int], float]
 """From an operator's FLOPs, and the bytes that it reads and writes, to its seconds."""
 
@@ -37,13 +39,18 @@ class _Operators(OperatorCounter):
     estimate: Estimate | None = None
     candidates: dict[int, Candidate] = field(factory=dict)
     flops: float = 0.0
-    seconds: float = 0.0
+    times: list[float] = field(factory=list)
     output_bytes: int = 0
     _storages: dict[int, int] = field(factory=dict)
     _alive: list[Tensor] = field(factory=list)
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
+
+    @property
+    def seconds(self) -> float:
+        """Time of all operators."""
+        return sum(self.times)
 
     def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run, time and weigh one operator."""
@@ -55,7 +62,7 @@ class _Operators(OperatorCounter):
         flops = _count_flops(func, args, kwargs, outputs)
         if self.estimate is not None:
             seconds = self.estimate(flops, _moved_bytes(func, args, kwargs, outputs))
-        self.seconds += seconds
+        self.times.append(seconds)
         self.flops += flops
         for storage in mutated_storages(func, args, kwargs):
             self.candidates.pop(self._storages.pop(storage, -1), None)
@@ -84,6 +91,9 @@ def _count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, A
     attends = func.overloadpacket.__name__.startswith("_scaled_dot_product")
     # Every kernel of attention does the same products; torch has no formula for some (the CPU's).
     kernel = torch.ops.aten._scaled_dot_product_flash_attention if attends else func.overloadpacket  # noqa: SLF001 - a public operator
+    if func.overloadpacket is torch.ops.aten._grouped_mm:  # noqa: SLF001 - a public operator
+        # Experts: each row has the product with one matrix of the stack.
+        return 2.0 * float(outputs.numel() * args[0].shape[-1])
     count = flop_registry.get(kernel)
     if count is None:
         return 0.0
@@ -198,15 +208,47 @@ class _Looker:
             return self.model.layer(index, views, hidden, call)
 
         operators, output = self._count(run)
-        if self.estimate is None:  # the first look has paid for warming up
-            operators = min(operators, self._count(run)[0], key=lambda seen: seen.seconds)
+        seconds, candidates = self._timed(operators, run)
         transient = self._transient({**views, "": hidden}, run, operators.output_bytes)
-        candidates = tuple(operators.candidates[i] for i in sorted(operators.candidates))
-        return _Look(operators.flops, operators.seconds, transient, candidates), output.detach().contiguous()
+        return _Look(operators.flops, seconds, transient, candidates), output.detach().contiguous()
 
     def _at_edge(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> _Look:
         operators, _ = self._count(run)
-        return _Look(operators.flops, operators.seconds, self._transient(leaves, run, 2 * operators.output_bytes))
+        seconds = operators.seconds if self.estimate is not None else self._whole_seconds(run)
+        return _Look(operators.flops, seconds, self._transient(leaves, run, 2 * operators.output_bytes))
+
+    def _timed(self, first: _Operators, run: Callable[[], Tensor]) -> tuple[float, tuple[Candidate, ...]]:
+        """Return a block's seconds, and its candidates with their part of them.
+
+        Operators are timed one by one, each by the shortest of several looks: on a busy machine most looks are of
+        something else. One by one they take longer than in a row, where the host runs ahead of the device, so their
+        times are scaled to that of the block as a whole.
+        """
+        candidates = [first.candidates[index] for index in sorted(first.candidates)]
+        if self.estimate is not None:
+            return first.seconds, tuple(candidates)
+        looks = [self._count(run)[0] for _ in range(LOOKS)]
+        shortest = [min(look.times[index] for look in looks) for index in range(len(first.times))]
+        whole = self._whole_seconds(run)
+        scale = whole / sum(shortest)
+        return whole, tuple(evolve(c, seconds=shortest[c.index] * scale) for c in candidates)
+
+    def _whole_seconds(self, run: Callable[[], Tensor]) -> float:
+        """Time a warm block, the shortest of several rounds of two in a row."""
+        rounds = []
+        for _ in range(LOOKS):
+            self._wait()
+            began = time.perf_counter()
+            with nothing_saved():
+                run()
+                run()
+            self._wait()
+            rounds.append((time.perf_counter() - began) / 2)
+        return min(rounds)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _count(self, run: Callable[[], Tensor]) -> tuple[_Operators, Tensor]:
         operators = _Operators(self.device, self.estimate)
