@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 from small_runs import SmallRun, merged, write_samples
 from tiny_lms import save_lm
+
+
+@pytest.fixture(autouse=True)
+def no_survivors():
+    """End what a test that failed left behind: a process that is halted would keep pytest from ending."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="session")

@@ -283,7 +283,7 @@ def small_drive(tmp_path):
     if mounted.returncode:
         pytest.skip(f"mounting needs root: {mounted.stderr.decode().strip()}")
     yield drive
-    subprocess.run(["umount", drive], check=True)
+    subprocess.run(["umount", "--lazy", drive], check=True)  # a run of a test that failed may still be at it
 
 
 def test_a_drive_that_is_too_small(make_run, small_drive):
