@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Self
 
+import torch
 from attrs import define, evolve, field
 
 from lohan_core.backend import Kind
@@ -13,9 +15,9 @@ from lohan_core.compare.predict import open_planners, predict_all
 from lohan_core.compare.records import Comparison, MeasuredStep, Measurement
 from lohan_core.compare.scratch import scratch_config, scratch_folder
 from lohan_core.config.sections import Config
-from lohan_core.data import Batches
+from lohan_core.data import Batch, Batches
 from lohan_core.data.run import open_run_dataset
-from lohan_core.engine import Engine, StepResult, open_engine
+from lohan_core.engine import Engine, open_engine
 from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import Report, optimizer_settings
 from lohan_core.engine.subject import open_subject
@@ -31,25 +33,43 @@ UNCOUNTED_STEPS = 1
 
 @define
 class _Runner:
-    """One planner's run: an engine, and what its steps came to."""
+    """One planner's run: an engine, the device memory that it holds between steps, and what its steps came to."""
 
     engine: Engine
-    results: list[StepResult] = field(factory=list)
+    held_bytes: int
+    losses: list[float] = field(factory=list)
+    steps: list[MeasuredStep] = field(factory=list)
+
+    @classmethod
+    def open(cls, config: Config, plan: Plan, sample: Batch, registry: Registry, report: Report) -> Self:
+        """Open the engine, and see how much device memory that takes: others may be open beside it."""
+        device = resolve_device(config.run.device)
+        before = _allocated_bytes(device)
+        engine = open_engine(config, sample, registry=registry, plan=plan, report=report)
+        return cls(engine, _allocated_bytes(device) - before)
+
+    def step(self, batch: Batch, lr: float) -> None:
+        """Take a step."""
+        device = self.engine.model.device
+        before = _allocated_bytes(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        result = self.engine.step(batch, lr=lr)
+        peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+        self.losses.append(result.loss)
+        self.steps.append(
+            MeasuredStep(
+                seconds=result.seconds,
+                storage_read_bytes=result.storage_read_bytes,
+                storage_write_bytes=result.storage_write_bytes,
+                gpu_peak_bytes=None if peak is None else self.held_bytes + peak,
+                timeline=result.timeline,
+            )
+        )
 
     def measurement(self) -> Measurement:
-        """Keep the losses of all steps, and of those that count the rest."""
-        return Measurement(
-            losses=tuple(result.loss for result in self.results),
-            steps=tuple(
-                MeasuredStep(
-                    seconds=result.seconds,
-                    storage_read_bytes=result.storage_read_bytes,
-                    storage_write_bytes=result.storage_write_bytes,
-                    timeline=result.timeline,
-                )
-                for result in self.results[UNCOUNTED_STEPS:]
-            ),
-        )
+        """Keep the losses of all steps, and the rest of those that count."""
+        return Measurement(losses=tuple(self.losses), steps=tuple(self.steps[UNCOUNTED_STEPS:]))
 
 
 def compare_here(
@@ -104,18 +124,17 @@ def _carry_out(
 ) -> dict[str, Measurement]:
     """Take the steps of several runs in turn."""
     with ExitStack() as stack:
-        runners = {
-            name: _Runner(
-                stack.enter_context(open_engine(config, batches[0], registry=registry, plan=plan, report=report))
-            )
-            for name, (config, plan) in runs.items()
-        }
+        runners: dict[str, _Runner] = {}
+        for name, (config, plan) in runs.items():
+            runners[name] = _Runner.open(config, plan, batches[0], registry, report)
+            stack.callback(runners[name].engine.close)
+        what = f"running {', '.join(runs)}"
         for step in range(steps):
             for number, (name, runner) in enumerate(runners.items()):
-                report(f"running {', '.join(runs)}", step * len(runs) + number, steps * len(runs))
+                report(what, step * len(runs) + number, steps * len(runs))
                 config, _ = runs[name]
-                runner.results.append(runner.engine.step(batches[step], lr=_learning_rate(config, step + 1)))
-        report(f"running {', '.join(runs)}", steps * len(runs), steps * len(runs))
+                runner.step(batches[step], _learning_rate(config, step + 1))
+        report(what, steps * len(runs), steps * len(runs))
         return {name: runner.measurement() for name, runner in runners.items()}
 
 
@@ -129,3 +148,8 @@ def _learning_rate(config: Config, step: int) -> float:
         warmup_steps=settings.warmup_steps,
         schedule=settings.schedule,
     )
+
+
+def _allocated_bytes(device: torch.device) -> int:
+    """Device memory in this process's tensors; 0 where the CPU computes."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -35,20 +35,20 @@ def open_planners(names: Sequence[str], config: Config, registry: Registry) -> t
     """Open planners by name: the config's own with the settings that stand there, the others with their defaults.
 
     Raises:
-        ConfigError: a name is given twice, or a planner has a setting without a default.
+        ConfigError: no name is given, or one twice, or a planner has a setting without a default.
         BackendError: there is no such planner, or it is not usable on this machine.
     """
+    if not names:
+        raise ConfigError("--planners: name one at least")
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ConfigError(f"--planners: {min(twice)} is named twice")
     opened = []
     for name in names:
         backend = registry.find(Kind.PLANNER, name)
-        settings = (
-            config.planner.settings
-            if name == config.planner.name
-            else structure_values(backend.config, {}, f"planner {name!r}, of which the config's planner section is not")
-        )
+        is_own = name == config.planner.name
+        source = f"--planners: {name} is not the config's own planner, and has settings without defaults"
+        settings = config.planner.settings if is_own else structure_values(backend.config, {}, source)
         opened.append(NamedPlanner(name, registry.open_backend(Kind.PLANNER, name, settings)))
     return tuple(opened)
 
@@ -66,7 +66,8 @@ def predict_all(
         try:
             plan = require_feasible(named.planner.plan(profile, budget, workload), profile, workload, budget)
         except PlanError as error:
-            contenders.append(Contender(planner=named.name, reason=str(error)))
+            reason = str(error).removeprefix(f"planner {named.name!r}: ")
+            contenders.append(Contender(planner=named.name, reason=reason))
         else:
             prediction = predict(plan, profile, workload, budget)
             contenders.append(Contender(planner=named.name, prediction=prediction))

@@ -27,11 +27,16 @@ class Prediction:
 
 @frozen(kw_only=True)
 class MeasuredStep:
-    """One step as it was carried out. Bytes are those that the storage moved."""
+    """One step as it was carried out.
+
+    Bytes read and written are those that the storage moved; ``gpu_peak_bytes`` is the most device memory that the run's
+    tensors took, None where the CPU computes.
+    """
 
     seconds: float
     storage_read_bytes: int
     storage_write_bytes: int
+    gpu_peak_bytes: int | None
     timeline: Timeline
 
 

@@ -70,6 +70,7 @@ def _measured(measurement: Measurement, comparison: Comparison) -> dict[str, Any
         **_step(typical.seconds, typical.timeline, comparison),
         "read_bytes": typical.storage_read_bytes,
         "written_bytes": typical.storage_write_bytes,
+        "gpu_peak_bytes": typical.gpu_peak_bytes,
         "step_seconds": [step.seconds for step in measurement.steps],
         "losses": list(measurement.losses),
     }
@@ -103,39 +104,35 @@ def render(comparison: Comparison) -> str:
     rows = [row for row in summary["planners"] if row["predicted"]]
     parts = [title(summary)]
     if rows:
-        parts += [columns([_STEP_HEADER, *map(_step_cells, rows)]), _lane_table(rows)]
+        parts += [_step_table(rows), _lane_table(rows)]
     parts += [f"{row['planner']} has no plan: {row['reason']}" for row in summary["planners"] if row["reason"]]
-    parts += [f"{' and '.join(group)} ran in turn, step by step." for group in summary["groups"] if len(group) > 1]
+    parts += [f"In turn, step by step: {', '.join(group)}." for group in summary["groups"] if len(group) > 1]
     return "\n\n".join([*parts, *filter(None, [verdict(comparison)])])
 
 
-_STEP_HEADER = (
-    "planner",
-    "predicted",
-    "measured",
-    "off by",
-    "tokens/s",
-    "read",
-    "written",
-    "activations",
-    *(f"{tier} peak" for tier in Tier),
-)
+def _step_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write what each step takes. Columns in which there is nothing are left out: those of what was not measured."""
+    cells = [_cells(row) for row in rows]
+    used = [name for name in cells[0] if any(row[name] for row in cells)]
+    return columns([used, *([row[name] for name in used] for row in cells)])
 
 
-def _step_cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     predicted, measured = row["predicted"], row["measured"]
     known = measured or predicted
-    return [
-        row["planner"],
-        format_seconds(predicted["seconds"]),
-        format_seconds(measured["seconds"]) if measured else "",
-        f"{predicted['seconds'] / measured['seconds'] - 1:+.0%}" if measured else "",
-        f"{known['tokens_per_second']:,.0f}",
-        format_bytes(known["read_bytes"]),
-        format_bytes(known["written_bytes"]),
-        format_bytes(predicted["activation_bytes"]),
-        *(format_bytes(predicted["peak_bytes"][tier]) for tier in Tier),
-    ]
+    used = measured and measured["gpu_peak_bytes"]
+    return {
+        "planner": row["planner"],
+        "predicted": format_seconds(predicted["seconds"]),
+        "measured": format_seconds(measured["seconds"]) if measured else "",
+        "off by": f"{predicted['seconds'] / measured['seconds'] - 1:+.0%}" if measured else "",
+        "tokens/s": f"{known['tokens_per_second']:,.0f}",
+        "read": format_bytes(known["read_bytes"]),
+        "written": format_bytes(known["written_bytes"]),
+        "activations": format_bytes(predicted["activation_bytes"]),
+        **{f"{tier} peak": format_bytes(predicted["peak_bytes"][tier]) for tier in Tier},
+        "gpu measured": "" if used is None else format_bytes(used),
+    }
 
 
 def _lane_table(rows: Sequence[Mapping[str, Any]]) -> str:

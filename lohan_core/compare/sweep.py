@@ -34,9 +34,10 @@ class SweepPoint:
 
 @frozen(kw_only=True)
 class Sweep:
-    """A curve. ``host_states`` is how many of the blocks have their states in host memory on it."""
+    """A curve, and how many of the blocks have their states, and their waiting gradients, in host memory on it."""
 
     host_states: int
+    host_gradients: int
     points: tuple[SweepPoint, ...]
 
 
@@ -65,6 +66,7 @@ def sweep(profile: Profile, workload: Workload, budget: Budget, placement: Plan)
     room = max(0, budget.host_bytes - memory.bytes_on(Tier.HOST)) // workload.micro_batches
     return Sweep(
         host_states=sum(decisions.states is Tier.HOST for decisions in nothing),
+        host_gradients=sum(decisions.gradients is Tier.HOST for decisions in nothing),
         points=tuple(
             SweepPoint(
                 moved_bytes(plan, profile, workload),

@@ -15,7 +15,8 @@ const LANE_COLOURS = Object.fromEntries(
     [lane, getComputedStyle(document.documentElement).getPropertyValue(`--${lane}`).trim()]),
 );
 const MARK_COLOURS = ["#c0392b", "#2471a3", "#1e8449", "#8e44ad", "#d68910", "#117a65", "#5d6d7e", "#a04000"];
-const CURVE_COLOURS = ["#5b6b7b", "#9aa8b5", "#3e7c8f", "#8f7a3e"];
+const CURVE_COLOURS = ["#44515e", "#3e7c8f", "#8f7a3e", "#7a5c8f"];
+const PAPER_COLOUR = "#9aa8b5";
 const WORK_UNITS = { gpu: "s predicted", cpu: "parameters" };
 
 function svg(name, attributes = {}, parent = null, text = null) {
@@ -140,6 +141,7 @@ function showSteps() {
   const select = (step, button) => {
     place.replaceChildren(drawStep(step));
     place.dataset.step = step.name;
+    window.location.hash = encodeURIComponent(step.name);
     for (const other of bar.children) other.setAttribute("aria-selected", other === button);
     const lanes = step.timelines.flatMap((timeline) => timeline.lanes);
     const used = new Set(lanes.flatMap((lane) => lane.pieces.map((piece) => step.ops[piece[2]])));
@@ -154,7 +156,8 @@ function showSteps() {
     bar.appendChild(button);
   }
   bar.hidden = data.steps.length < 2;
-  if (data.steps.length) bar.firstElementChild.click();
+  const wanted = data.steps.findIndex((step) => window.location.hash === `#${encodeURIComponent(step.name)}`);
+  if (data.steps.length) bar.children[Math.max(0, wanted)].click();
   else document.getElementById("timelines").hidden = true;
 }
 
@@ -197,29 +200,25 @@ function drawSweep() {
   }
   svg("text", { class: "faint", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, chart,
     "activations that leave the GPU in a step");
+  const colour = (index) => CURVE_COLOURS[index % CURVE_COLOURS.length];
   curves.forEach((curve, index) => {
-    const stroke = CURVE_COLOURS[index % CURVE_COLOURS.length];
-    const name = `states of ${curve.host_states} of ${blocks} blocks in host memory`;
-    const lanes = svg("path", { class: "curve", stroke,
-      d: path(curve.points.map((point) => [point.moved_bytes, point.lanes_seconds]), x, y) }, chart);
-    svg("title", {}, lanes, `${name}, by lanes`);
-    const paper = svg("path", { class: "paper", stroke,
-      d: path(curve.points.map((point) => [point.moved_bytes, point.paper_seconds]), x, y) }, chart);
-    svg("title", {}, paper, `${name}, by the paper's equations`);
+    const line = curve.points.map((point) => [point.moved_bytes, point.lanes_seconds]);
+    svg("path", { class: "curve", stroke: colour(index), d: path(line, x, y) }, chart);
   });
-  const names = curves.map((curve, index) => ({
-    x: width - right - 6, y: y(curve.points.at(-1).lanes_seconds) + 16, fill: CURVE_COLOURS[index % CURVE_COLOURS.length],
-    text: `states of ${curve.host_states} of ${blocks} blocks in host memory`,
-  }));
-  for (const label of placeLabels(names, width)) {
-    svg("text", { x: label.x, y: label.y, "text-anchor": "end", style: `fill: ${label.fill}` }, chart, label.text);
-  }
+  // The paper's equations know no placement: one curve is all of them.
+  const published = curves[0].points.map((point) => [point.moved_bytes, point.paper_seconds]);
+  svg("path", { class: "paper", d: path(published, x, y) }, chart);
+  legend("curves", "in host memory", [
+    ...curves.map((curve, index) => [
+      `states of ${curve.host_states}, gradients of ${curve.host_gradients} of ${blocks} blocks`, colour(index)]),
+    ["dashed: by the published equations", PAPER_COLOUR],
+  ]);
   const labels = marks.map((mark, index) => ({
     x: x(mark.moved_bytes) + 14, y: y(mark.predicted_seconds) + 4, text: mark.planner,
     fill: MARK_COLOURS[index % MARK_COLOURS.length],
   }));
   marks.forEach((mark, index) => {
-    const colour = MARK_COLOURS[index % MARK_COLOURS.length];
+    const stroke = MARK_COLOURS[index % MARK_COLOURS.length];
     const group = svg("g", { class: "mark", "data-planner": mark.planner }, chart);
     const at = x(mark.moved_bytes);
     // Plans alike are rings around each other.
@@ -228,13 +227,15 @@ function drawSweep() {
     svg("title", {}, group, `${mark.planner}: ${bytes(mark.moved_bytes)}, predicted ${seconds(mark.predicted_seconds)}`
       + (mark.measured_seconds === null ? "" : `, measured ${seconds(mark.measured_seconds)}`));
     if (mark.measured_seconds !== null) {
-      svg("line", { x1: at, x2: at, y1: y(mark.predicted_seconds), y2: y(mark.measured_seconds), stroke: colour }, group);
-      svg("circle", { class: "measured", cx: at, cy: y(mark.measured_seconds), r: 4.5, fill: colour }, group);
+      svg("line", { x1: at, x2: at, y1: y(mark.predicted_seconds), y2: y(mark.measured_seconds), stroke }, group);
+      svg("circle", { class: "measured", cx: at, cy: y(mark.measured_seconds), r: 4.5, fill: stroke }, group);
     }
     svg("circle", { class: "predicted", cx: at, cy: y(mark.predicted_seconds), r: 6 + 3.5 * twins, fill: "none",
-      stroke: colour, "stroke-width": 2.5 }, group);
+      stroke, "stroke-width": 2.5 }, group);
   });
-  for (const label of placeLabels(labels, 110)) svg("text", { x: label.x, y: label.y, style: `fill: ${label.fill}` }, chart, label.text);
+  for (const label of placeLabels(labels, 110)) {
+    svg("text", { class: "name", x: label.x, y: label.y, style: `fill: ${label.fill}` }, chart, label.text);
+  }
   document.querySelector("#sweep .chart").appendChild(chart);
 }
 
