@@ -38,7 +38,7 @@ Integers = NDArray[np.int64]
 
 @frozen(kw_only=True)
 class Choice:
-    """One plan of the family."""
+    """One plan of the family: how many items are kept, where the list is cut, what of states is in host memory."""
 
     kept: int
     gpu_cut: int
@@ -51,7 +51,7 @@ class Choice:
 class HostCounts:
     """Every way to put the states of so many blocks and the waiting gradients of so many into host memory.
 
-    Arrays of one length: the two counts, and the bytes that they leave no room for on host and ssd.
+    Arrays of one length: the two counts, and all bytes on host and ssd but those of activations.
     """
 
     states: Integers

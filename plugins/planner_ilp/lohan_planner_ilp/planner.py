@@ -49,7 +49,7 @@ class IlpPlanner(Planner):
         return require_feasible(formulation.plan(self._name, chosen.values, note), profile, workload, budget)
 
     def _nearest(self, formulation: Formulation) -> Plan:
-        """Return the plan that exceeds the budget least, if after all it does not; else tell what it lacks."""
+        """Tell what the plan lacks that exceeds the budget least; return it if it does not, but time was up before."""
         elastic = Formulation(
             profile=formulation.profile,
             workload=formulation.workload,

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 
 from lohan_core.evaluate import TimeModel
+from lohan_core.reference.mixed_planner import MIXED, MixedPlannerConfig
 from lohan_core.testing.planner import PlannerSuite
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.plugin import lohan_planner
@@ -61,3 +62,16 @@ class TestG10(PlannerSuite):
 
 class TestRecomputeAll(PlannerSuite):
     backend = BACKENDS["recompute_all"]
+
+
+class TestCapuchinsActivationsWithGreedysStates(PlannerSuite):
+    """Both take host memory as if it were all theirs: what remains fits, and nothing more is promised."""
+
+    backend = MIXED
+    deviations: ClassVar[dict[str, str]] = {
+        "test_a_larger_budget_is_no_worse": "each decides without knowing what the other takes",
+    }
+
+    @pytest.fixture
+    def config(self):
+        return MixedPlannerConfig(activations="capuchin", states="greedy")

@@ -258,6 +258,14 @@ def test_the_note_tells_gap_and_time():
     assert "gap 0.00%, solved in " in plan.note
 
 
+def test_a_search_that_is_cut_short_says_so():
+    profile = example_profile(layers=40, width=512, tokens=2**14, seed=2, candidates=20)
+    workload = Workload(micro_batches=2, update=Update.OPTIMIZED, clips=True, chunk_elements=2**18)
+    budget = Budget(gpu_bytes=2**31, host_bytes=2**30, ssd_bytes=2**40)
+    with pytest.raises(PlanError, match=r"found no plan within 1e-09 s; raise planner\.time_limit$"):
+        ilp(IlpConfig(time_limit=1e-9)).plan(profile, budget, workload)
+
+
 def test_of_equal_steps_the_one_with_least_work_is_taken():
     """With room for all and the GPU the busiest lane by far, nothing need be moved, though it would cost no time."""
     problem = PROBLEMS[2]
