@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
-from attrs.validators import ge, gt, min_len, optional
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, gt, optional
 
 from lohan_core.units import Bytes
 
 __all__ = ["DriveSection", "GpuSection", "Hardware", "HostSection"]
+
+
+def _says_something(_instance: object, attribute: Attribute[str], value: str) -> None:
+    if not value.strip():
+        raise ValueError(f"{attribute.name!r} must not be empty")
 
 
 @frozen(kw_only=True)
@@ -32,7 +37,7 @@ class GpuSection:
 
     def __attrs_post_init__(self) -> None:
         if self.reserved >= self.memory:
-            raise ValueError(f"'reserved' must leave some of the memory ({self.memory} bytes)")
+            raise ValueError(f"'memory' must be more than what is reserved of it ({self.reserved} bytes)")
 
 
 @frozen(kw_only=True)
@@ -55,7 +60,7 @@ class HostSection:
 
     def __attrs_post_init__(self) -> None:
         if self.reserved >= self.memory:
-            raise ValueError(f"'reserved' must leave some of the memory ({self.memory} bytes)")
+            raise ValueError(f"'memory' must be more than what is reserved of it ({self.reserved} bytes)")
 
 
 @frozen(kw_only=True)
@@ -94,8 +99,8 @@ class Hardware:
         drives: The drives.
     """
 
-    name: str = field(validator=min_len(1))
-    source: str = field(validator=min_len(1))
+    name: str = field(validator=_says_something)
+    source: str = field(validator=_says_something)
     gpu: GpuSection | None = None
     host: HostSection
     drives: DriveSection
