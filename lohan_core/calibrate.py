@@ -55,6 +55,7 @@ def _scaled(block: BlockProfile, factor: float) -> BlockProfile:
     return evolve(
         block,
         seconds=block.seconds * factor,
+        backward_seconds=block.backward_seconds * factor,
         candidates=tuple(evolve(candidate, seconds=candidate.seconds * factor) for candidate in block.candidates),
     )
 

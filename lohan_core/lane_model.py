@@ -179,7 +179,8 @@ def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
     weights = [block.elements * profile.weight_bytes for block in profile.blocks]
     return {
         (Phase.FORWARD, Resource.GPU): sum(seconds[:-1]),  # the postlude's one pass is part of its turn, in backward
-        (Phase.BACKWARD, Resource.GPU): 2 * sum(seconds),
+        (Phase.BACKWARD, Resource.GPU): workload.micro_batches
+        * sum(block.backward_seconds for block in profile.blocks),
         (Phase.FORWARD, Resource.H2D): sum(n * size for n, size in zip(forward, weights, strict=True)),
         (Phase.BACKWARD, Resource.H2D): sum(n * size for n, size in zip(backward, weights, strict=True)),
         (Phase.BACKWARD, Resource.D2H): sum(weights),

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import cattrs
-from attrs import asdict, field, frozen
+from attrs import Factory, asdict, field, frozen
 from attrs.validators import deep_iterable, ge, gt, instance_of
 
 from lohan_core.errors import ConfigError
@@ -56,8 +56,9 @@ class BlockProfile:
 
     ``elements`` is the length of the flat vector that the block owns, padding included; ``borrows`` names the blocks
     whose parameters it computes with too (the prelude, for a head tied to the embedding). ``input_bytes`` is the
-    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward. ``transient_bytes`` is
-    the peak of GPU memory that one backward with recomputation takes beside weights and gradients.
+    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward, ``backward_seconds`` of
+    one backward without recomputation: twice the forward's, unless measured. ``transient_bytes`` is the peak of GPU
+    memory that one backward with recomputation takes beside weights and gradients.
     """
 
     name: str
@@ -67,6 +68,7 @@ class BlockProfile:
     flops: float = field(validator=ge(0))
     seconds: float = field(validator=ge(0))
     transient_bytes: int = field(validator=ge(0))
+    backward_seconds: float = field(default=Factory(lambda self: 2 * self.seconds, takes_self=True), validator=ge(0))
     borrows: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=(), validator=deep_iterable(instance_of(Candidate)))
 

@@ -6,7 +6,7 @@ Time is measured, or estimated from FLOPs and bytes: then tensors without memory
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -25,7 +25,9 @@ from lohan_core.profile import BlockProfile, Candidate, Role
 
 __all__ = ["Estimate", "trace_model"]
 
-LOOKS = 4
+LEAST_LOOKS, MOST_LOOKS = 4, 40
+LOOK_SECONDS = 0.15
+"""A block is looked at for about so long: on a busy machine most looks are of something else."""
 
 Estimate: TypeAlias = Callable[[float, int], float]
 """From an operator's FLOPs, and the bytes that it reads and writes, to its seconds."""
@@ -87,22 +89,19 @@ class _Operators(OperatorCounter):
 
 
 def _count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> float:
-    """Count an operator's FLOPs by torch's formulas; 0 for one that has none."""
-    attends = func.overloadpacket.__name__.startswith("_scaled_dot_product")
-    # Every kernel of attention does the same products; torch has no formula for some (the CPU's).
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention if attends else func.overloadpacket  # noqa: SLF001 - a public operator
-    if func.overloadpacket is torch.ops.aten._grouped_mm:  # noqa: SLF001 - a public operator
-        # Experts: each row has the product with one matrix of the stack.
+    """Count an operator's FLOPs by torch's formulas, and where those are not enough; 0 for one that has none."""
+    operator = func.overloadpacket
+    if operator.__name__ == "_grouped_mm":  # experts: each row has the product with one matrix of a stack
         return 2.0 * float(outputs.numel() * args[0].shape[-1])
-    count = flop_registry.get(kernel)
-    if count is None:
-        return 0.0
-    if attends:
-        # The formulas refuse keys and values of fewer heads than the queries', each of which attends all the same.
+    if operator.__name__.startswith("_scaled_dot_product"):
+        # Every kernel does the same products; torch has no formula for the CPU's, and those that it has refuse keys and
+        # values of fewer heads than the queries', each of which attends all the same.
+        operator = torch.ops.aten._scaled_dot_product_flash_attention  # noqa: SLF001 - a public operator
         query, *pair = args[:3]
         grouped = [torch.empty((*query.shape[:2], *tensor.shape[2:]), device="meta") for tensor in pair]
         args = (query, *grouped, *args[3:])
-    return float(count(*args, **kwargs, out_val=outputs))
+    count = flop_registry.get(operator)
+    return float(count(*args, **kwargs, out_val=outputs)) if count else 0.0
 
 
 def _moved_bytes(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> int:
@@ -116,12 +115,13 @@ def _moved_bytes(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, A
     return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
 
 
-@frozen
+@frozen(kw_only=True)
 class _Look:
     """What one look at a block found."""
 
     flops: float
     seconds: float
+    backward_seconds: float
     transient_bytes: int
     candidates: tuple[Candidate, ...] = ()
 
@@ -171,6 +171,7 @@ def trace_model(
             input_bytes=entering,
             flops=seen.flops,
             seconds=seen.seconds,
+            backward_seconds=seen.backward_seconds,
             transient_bytes=seen.transient_bytes,
             borrows=tuple(sorted({entry.owner for entry in block.borrowed})),
             candidates=seen.candidates,
@@ -207,41 +208,60 @@ class _Looker:
         def run() -> Tensor:
             return self.model.layer(index, views, hidden, call)
 
+        leaves = {**views, "": hidden}
         operators, output = self._count(run)
         seconds, candidates = self._timed(operators, run)
-        transient = self._transient({**views, "": hidden}, run, operators.output_bytes)
-        return _Look(operators.flops, seconds, transient, candidates), output.detach().contiguous()
+        look = _Look(
+            flops=operators.flops,
+            seconds=seconds,
+            backward_seconds=self._backward_seconds(leaves, run, seconds),
+            transient_bytes=self._transient(leaves, run, operators.output_bytes),
+            candidates=candidates,
+        )
+        return look, output.detach().contiguous()
 
     def _at_edge(self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> _Look:
         operators, _ = self._count(run)
-        seconds = operators.seconds if self.estimate is not None else self._whole_seconds(run)
-        return _Look(operators.flops, seconds, self._transient(leaves, run, 2 * operators.output_bytes))
+        seconds = operators.seconds if self.estimate is not None else self._whole_seconds(_saving_nothing(run))
+        return _Look(
+            flops=operators.flops,
+            seconds=seconds,
+            backward_seconds=self._backward_seconds(leaves, run, seconds),
+            transient_bytes=self._transient(leaves, run, 2 * operators.output_bytes),
+        )
 
     def _timed(self, first: _Operators, run: Callable[[], Tensor]) -> tuple[float, tuple[Candidate, ...]]:
         """Return a block's seconds, and its candidates with their part of them.
 
-        Operators are timed one by one, each by the shortest of several looks: on a busy machine most looks are of
-        something else. One by one they take longer than in a row, where the host runs ahead of the device, so their
-        times are scaled to that of the block as a whole.
+        Operators are timed one by one, each by the shortest of several looks. One by one they take longer than in a
+        row, where the host runs ahead of the device, so their times are scaled to that of the block as a whole.
         """
         candidates = [first.candidates[index] for index in sorted(first.candidates)]
         if self.estimate is not None:
             return first.seconds, tuple(candidates)
-        looks = [self._count(run)[0] for _ in range(LOOKS)]
+        looks = [self._count(run)[0] for _ in _looks()]
         shortest = [min(look.times[index] for look in looks) for index in range(len(first.times))]
-        whole = self._whole_seconds(run)
+        whole = self._whole_seconds(_saving_nothing(run))
         scale = whole / sum(shortest)
         return whole, tuple(evolve(c, seconds=shortest[c.index] * scale) for c in candidates)
 
-    def _whole_seconds(self, run: Callable[[], Tensor]) -> float:
-        """Time a warm block, the shortest of several rounds of two in a row."""
+    def _backward_seconds(
+        self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor], forward_seconds: float
+    ) -> float:
+        """Time a backward without its recomputation."""
+        if self.estimate is not None:
+            return 2 * forward_seconds
+        return max(0.0, self._whole_seconds(_with_backward(leaves, run)) - forward_seconds)
+
+    def _whole_seconds(self, run: Callable[[], object]) -> float:
+        """Time something warm, the shortest of several rounds of two in a row."""
         rounds = []
-        for _ in range(LOOKS):
+        run()
+        for _ in _looks():
             self._wait()
             began = time.perf_counter()
-            with nothing_saved():
-                run()
-                run()
+            run()
+            run()
             self._wait()
             rounds.append((time.perf_counter() - began) / 2)
         return min(rounds)
@@ -265,8 +285,29 @@ class _Looker:
         if self.estimate is None and self.device.type == "cpu":
             return output_bytes
 
-        def forward_and_backward() -> None:
-            output = run()
-            torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+        return peak_bytes(_with_backward(leaves, run), self.device)
 
-        return peak_bytes(forward_and_backward, self.device)
+
+def _looks() -> Iterator[None]:
+    """Yield for as long as something should be looked at."""
+    began = time.perf_counter()
+    for look in range(MOST_LOOKS):
+        if look >= LEAST_LOOKS and time.perf_counter() - began > LOOK_SECONDS:
+            return
+        yield
+
+
+def _saving_nothing(run: Callable[[], Tensor]) -> Callable[[], None]:
+    def forward() -> None:
+        with nothing_saved():
+            run()
+
+    return forward
+
+
+def _with_backward(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Callable[[], None]:
+    def forward_and_backward() -> None:
+        output = run()
+        torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+
+    return forward_and_backward

@@ -135,7 +135,7 @@ def _emit_block(
         op,
         block=index,
         micro_batch=micro_batch,
-        work=2 * block.seconds + max(0.0, block.seconds - kept_seconds),
+        work=block.backward_seconds + max(0.0, block.seconds - kept_seconds),
         after=(
             *loaded.uploads,
             *uploads,
