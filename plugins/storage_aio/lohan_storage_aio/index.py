@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lohan_storage_aio.directories import encode
 from lohan_storage_aio.files import storage_errors
 from lohan_storage_aio.striping import Striping
 
-__all__ = ["Index", "check_files", "file_paths", "load_index", "remove_leftovers", "save_index"]
+__all__ = ["Index", "check_files", "file_paths", "load_index", "remove_folders", "remove_leftovers", "save_index"]
 
 FORMAT = 1
 INDEX_NAME = "index.json"
@@ -135,3 +136,12 @@ def remove_leftovers(folders: Sequence[Path], index: Index) -> None:
             if path not in owned:
                 with storage_errors(path, "removed"):
                     path.unlink()
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Remove an empty namespace's index and folders. What cannot be removed stays: it is found again, or made anew."""
+    with suppress(OSError):
+        (folders[0] / INDEX_NAME).unlink(missing_ok=True)
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

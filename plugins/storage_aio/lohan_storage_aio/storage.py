@@ -148,7 +148,7 @@ class AioStorage(Storage):
         return "; ".join([text, *self._notes])
 
     def close(self) -> None:
-        """Wait for transfers in flight, then close the engine and all files."""
+        """Wait for transfers in flight, then close the engine and all files. A namespace without extents goes."""
         with self._sync_lock, self._lock:
             if self._closed:
                 return
@@ -162,6 +162,8 @@ class AioStorage(Storage):
                 for file in extent.files:
                     file.close()
             self._registered.clear()
+            if not self._index.extents:
+                index.remove_folders(self._folders)
 
     def _probe_direct(self, folder: Path) -> bool:
         if not self._config.direct:

@@ -43,6 +43,19 @@ def test_an_extent_of_one_stripe_leaves_the_other_drives_empty_files(open_aio, d
     assert dict(open_aio(directories=drives).extents()) == {"small": PAGE}
 
 
+def test_a_namespace_without_extents_leaves_nothing_behind(open_aio, drives):
+    storage = open_aio(directories=drives)
+    for name in ("one", "other"):
+        storage.allocate(name, 10 * PAGE)
+    storage.free("one")
+    storage.close()
+    assert all((drive / "run").is_dir() for drive in drives), "it holds an extent still"
+    storage = open_aio(directories=drives)
+    storage.free("other")
+    storage.close()
+    assert not [path for drive in drives for path in drive.iterdir()]
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, PAGE)])
 @pytest.mark.parametrize("number", range(3))
 def test_a_missing_or_truncated_file_is_named_on_reopening(open_aio, drives, written, damage, number):
