@@ -6,7 +6,7 @@ from lohan_core.profile import Role
 from lohan_core.schedule.sizes import kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
-from lohan_core.schedule.update import emit_gradients_out
+from lohan_core.schedule.update import LeavingGradients
 
 __all__ = ["emit_backward"]
 
@@ -19,9 +19,11 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
     With ``waits`` the gradients are put aside for later; else each chunk's update follows its gradients at once.
     """
     way_back = _WayBack(state)
-    held_gradients = _emit_turn(state, waits=waits)
+    held_gradients, leaving = _emit_turn(state, waits=waits)
     for index in reversed(state.layers):
         state.load_weights(index)
+        if state.builder.rings["gradients"].pool.slots == 1:
+            leaving.finish()  # this block needs the slot
         gradients = _acquire_gradients(state, index)
         for micro_batch in state.micro_batches:
             way_back.emit_ahead(index, micro_batch)
@@ -33,14 +35,18 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
                 gradients=gradients,
                 uploads=way_back.uploads.pop((index, micro_batch), ()),
             )
+            leaving.advance()
         # Behind this block's kept bytes, not before them: on h2d these weights wait for the drives, which may be behind
         # with the states of earlier blocks, and whatever is queued after them would wait too.
         _load_ahead(state, index)
-        _finish_block(state, index, gradients, waits=waits)
+        leaving.finish()
+        leaving = _finish_block(state, index, gradients, waits=waits)
     gradients = held_gradients or _acquire_gradients(state, 0)
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients=gradients)
-    _finish_block(state, 0, gradients, waits=waits)
+        leaving.advance()
+    leaving.finish()
+    _finish_block(state, 0, gradients, waits=waits).finish()
     state.builder.add(Op.NORM, after=state.last_backward.values())
 
 
@@ -101,7 +107,7 @@ def _acquire_gradients(state: StepState, index: int) -> list[tuple[Slot, tuple[i
     return [state.builder.rings[name].acquire() for name in names]
 
 
-def _emit_turn(state: StepState, *, waits: bool) -> list[tuple[Slot, tuple[int, ...]]]:
+def _emit_turn(state: StepState, *, waits: bool) -> tuple[list[tuple[Slot, tuple[int, ...]]], LeavingGradients]:
     """Emit the postlude. A tied embedding's gradient begins here: the prelude's slots are then taken and returned."""
     index = state.postlude
     state.load_weights(index)
@@ -109,8 +115,7 @@ def _emit_turn(state: StepState, *, waits: bool) -> list[tuple[Slot, tuple[int, 
     held = _acquire_gradients(state, 0) if state.block(index).borrows else []
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.TURN, index, micro_batch, gradients=gradients, also=held)
-    _finish_block(state, index, gradients, waits=waits)
-    return [(slot, ()) for slot, _ in held]
+    return [(slot, ()) for slot, _ in held], _finish_block(state, index, gradients, waits=waits)
 
 
 def _emit_block(
@@ -153,16 +158,14 @@ def _emit_block(
         state.last_backward[index] = made
 
 
-def _finish_block(state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]], *, waits: bool) -> None:
-    """Give weights and sums back, and send G16 on its way; its slot is free when the last chunk has left."""
+def _finish_block(
+    state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]], *, waits: bool
+) -> LeavingGradients:
+    """Give weights and sums back; return G16 as it is about to leave."""
     last = state.last_backward[index]
     state.unload_weights(index, last)
     state.held.difference_update(slot for slot, _ in gradients)
     (slot, _), *sums = gradients
     for sum_slot, _ in sums:
         state.builder.rings[sum_slot.pool].release(sum_slot, [last])
-    if state.block(index).elements:
-        gone = emit_gradients_out(state, index, slot, waits=waits)
-        state.builder.rings[slot.pool].release(slot, [gone])
-    else:
-        state.builder.rings[slot.pool].release(slot, [last])
+    return LeavingGradients(state, index, slot, waits=waits)

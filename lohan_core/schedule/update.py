@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from lohan_core.layout import Chunk
 from lohan_core.plan import Tier, Update
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.states import chunk_record_bytes
 
-__all__ = ["emit_gradients_out", "emit_waiting_updates"]
+__all__ = ["LeavingGradients", "emit_waiting_updates"]
 
 
-def emit_gradients_out(state: StepState, index: int, gradients: Slot, *, waits: bool) -> int:
-    """Emit the download of a block's G16 and, unless it must wait, the update of each chunk.
+class LeavingGradients:
+    """A block's gradients on their way out, and the updates that follow them.
 
-    Returns:
-        The last download: after it the device slot is free.
+    Each micro-batch of the next block emits a share. All at once they would stand before that block's kept bytes on the
+    way back from the drives, and nothing overtakes on a lane: backward would wait until the updates have read on.
+    """
+
+    def __init__(self, state: StepState, index: int, slot: Slot, *, waits: bool) -> None:
+        self._state = state
+        self._slot = slot
+        self._downloads = _gradients_out(state, index, slot, waits=waits)
+        self._share = -(-len(state.chunks(index)) // len(state.micro_batches))
+        self._last = state.last_backward[index]
+        self._finished = False
+
+    def advance(self) -> None:
+        """Emit one micro-batch's share."""
+        for download in islice(self._downloads, self._share):
+            self._last = download
+
+    def finish(self) -> None:
+        """Emit what is left; the device slot is free when the last chunk has left."""
+        if self._finished:
+            return
+        self._finished = True
+        for download in self._downloads:
+            self._last = download
+        self._state.builder.rings[self._slot.pool].release(self._slot, [self._last])
+
+
+def _gradients_out(state: StepState, index: int, gradients: Slot, *, waits: bool) -> Iterator[int]:
+    """Emit the download of a block's G16 and, unless it must wait, the update of each chunk; chunk by chunk, as asked.
+
+    Yields:
+        Each chunk's download; after the last the device slot is free.
     """
     chunks = state.chunks(index)
-    download = -1
     for chunk in chunks:
         gives = (gradients,) if chunk is chunks[-1] else ()
         if waits and state.decisions(index).gradients is Tier.HOST:
             download = _emit_download(state, index, chunk, touches=(gradients,), gives=gives)
             state.waiting[index, chunk.index] = download
+            yield download
             continue
         ring = state.builder.rings["gradient_chunks"]
         slot, free = ring.acquire()
@@ -42,7 +75,7 @@ def emit_gradients_out(state: StepState, index: int, gradients: Slot, *, waits: 
             ring.release(slot, [spill])
         else:
             ring.release(slot, [_emit_update(state, index, chunk, after=(download,), gradient=slot)])
-    return download
+        yield download
 
 
 def emit_waiting_updates(state: StepState) -> None:
