@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, type] = {"model": ModelConfig, "data": DataConfig, "run":
 DEFAULT_BACKENDS: Mapping[Kind, str] = {
     Kind.STORAGE: "aio",
     Kind.OPTIMIZER: "cpuadam",
-    Kind.PLANNER: "keep_nothing",
+    Kind.PLANNER: "greedy",
     Kind.PROFILER: "measured",
 }
 """What a section that names no ``backend`` gets."""

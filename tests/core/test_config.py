@@ -103,7 +103,7 @@ def a_registry():
     plugin = ModuleType("plugin")
     plugin.lohan_storage = offering(("aio", DiskConfig), ("memory", Empty))
     plugin.lohan_optimizer = offering(("cpuadam", AdamConfig))
-    plugin.lohan_planner = offering(("keep_nothing", Empty), ("odd", Odd))
+    plugin.lohan_planner = offering(("greedy", Empty), ("odd", Odd))
     plugin.lohan_profiler = offering(("measured", Empty), ("file", Demanding))
     registry = Registry()
     registry.add(Provider(plugin="p", distribution="d", version="1"), lambda: plugin)
@@ -139,7 +139,7 @@ def test_a_minimal_file_gets_documented_defaults(file):
     assert [config.storage.name, config.optimizer.name, config.planner.name, config.profiler.name] == [
         "aio",
         "cpuadam",
-        "keep_nothing",
+        "greedy",
         "measured",
     ]
     assert config.optimizer.settings == AdamConfig()
@@ -425,7 +425,7 @@ def configs(draw):
             name="cpuadam",
             settings=AdamConfig(lr=draw(floats), betas=(draw(floats), draw(floats)), warmup_steps=draw(positive)),
         ),
-        planner=BackendChoice(kind="planner", name="keep_nothing", settings=Empty()),
+        planner=BackendChoice(kind="planner", name="greedy", settings=Empty()),
         profiler=BackendChoice(kind="profiler", name="file", settings=Demanding(draw(paths), "a")),
     )
 
