@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def compare(
     from lohan_core.compare.summary import render, summarize
     from lohan_core.compare.there import compare_on
     from lohan_core.config import load_config
+    from lohan_core.errors import ConfigError
     from lohan_core.hardware import find_hardware
     from lohan_core.registry import load_registry
     from lohan_core.report import comparison_page, write_page
@@ -52,6 +54,8 @@ def compare(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if page is not None and not os.access(page.absolute().parent, os.W_OK):
+        raise ConfigError(f"--report: {page} cannot be written; give a file in a directory that exists")
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     names = [name.strip() for name in planners.split(",") if name.strip()]
@@ -60,9 +64,9 @@ def compare(
             found = compare_here(settings, names, registry, progress.show, steps=steps)
         else:
             found = compare_on(find_hardware(hardware), settings, names, registry, progress.show)
+    print(json.dumps(summarize(found), indent=1) if as_json else render(found))
     if page is not None:
         write_page(page, comparison_page(found))
-    print(json.dumps(summarize(found), indent=1) if as_json else render(found))
     if not any(contender.prediction for contender in found.contenders):
         raise typer.Exit(NOTHING_FITS)
     if found.losses_identical is False:

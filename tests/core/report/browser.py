@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field, frozen
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
     "--headless",
     "--no-sandbox",

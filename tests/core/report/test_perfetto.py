@@ -1,4 +1,4 @@
-"""The trace format's own rules: events that are complete, threads that are named, and no two events of one at a time."""
+"""The trace format's own rules: complete events, named threads, and no two events of one thread at a time."""
 
 from __future__ import annotations
 
