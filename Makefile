@@ -35,6 +35,7 @@ run: $(STAMP)
 
 # -P: the current directory is the checkout, whose lohan_core has no native modules. PATH: the native tests need cmake.
 test: $(STAMP)
+	scripts/system_packages.sh $(BIN)/python browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -P -m pytest --timeout=900 $(PYTEST_ARGS)
 
 lint: $(STAMP)

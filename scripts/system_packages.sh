@@ -2,11 +2,13 @@
 # Installs from the system's packages what the native build needs or can use, where that is missing and allowed:
 # a C++ compiler, Python's headers and venv, and liburing's headers. Without root (or sudo without a password) it says
 # what is missing and goes on: the build then fails for want of a compiler or Python.h, and works without io_uring for
-# want of liburing.
+# want of liburing. With `browser`, one that shows pages without a window is wanted too: tests look at pages with it, and
+# are skipped where there is none.
 #
-# Usage: system_packages.sh PYTHON
+# Usage: system_packages.sh PYTHON [browser]
 set -euo pipefail
 python="$1"
+wants="${2:-}"
 
 missing=()
 command -v c++ >/dev/null || missing+=(compiler)
@@ -14,6 +16,10 @@ command -v c++ >/dev/null || missing+=(compiler)
   missing+=(python-headers)
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python-venv)
 c++ -E -x c++ -include liburing.h /dev/null >/dev/null 2>&1 || missing+=(liburing)
+if [ "$wants" = browser ]; then
+  command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
+    missing+=(browser)
+fi
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
 fi
@@ -34,6 +40,7 @@ for what in "${missing[@]}"; do
     compiler) apt=(g++) dnf=(gcc-c++) pacman=(gcc) ;;
     python-headers) apt=("python$version-dev") dnf=("python$version-devel") pacman=(python) ;;
     python-venv) apt=("python$version-venv") dnf=("python$version") pacman=(python) ;;
+    browser) apt=(chromium) dnf=(chromium) pacman=(chromium) ;;
     liburing) apt=(liburing-dev) dnf=(liburing-devel) pacman=(liburing) ;;
   esac
   if command -v apt-get >/dev/null; then

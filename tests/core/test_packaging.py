@@ -173,6 +173,18 @@ def test_set_up_installs_liburing_where_it_may(machine, tool, command, user):
     assert command in log.read_text().splitlines()
 
 
+@pytest.mark.parametrize(("arguments", "wanted"), [((), False), (("browser",), True)])
+def test_a_browser_is_installed_for_the_tests_alone(machine, arguments, wanted):
+    add, run, log = machine
+    add("c++", "exit 0")
+    add("id", "echo 0")
+    add("apt-get", 'echo "$@" >> "$LOG"')
+    add("complete-python", "exit 0")
+    done = run("system_packages.sh", "complete-python", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("install -y -qq --no-install-recommends chromium" in log.read_text().splitlines()) == wanted
+
+
 def test_set_up_goes_on_when_a_package_cannot_be_had(machine):
     add, run, _ = machine
     add("c++", HAS_NO_HEADERS)
