@@ -30,7 +30,9 @@ class BatchAdvice:
 def recommend_batch(
     case: Case, profile_of: Callable[[int], Profile], micro_batch_sizes: tuple[int, ...]
 ) -> BatchAdvice | None:
-    """Double the batch until that is no longer worth it; the search is by lanes, without simulating each step.
+    """Find the fastest micro-batch size, then double the batch until that is no longer worth it.
+
+    Steps are compared by their lanes, without simulating each.
 
     Args:
         case: planner, settings and limits.
@@ -40,32 +42,47 @@ def recommend_batch(
     Returns:
         The advice; None if not even the smallest batch fits.
     """
-    batch_size = micro_batch_sizes[0]
-    best = _fastest(case, profile_of, micro_batch_sizes, batch_size)
-    while best is not None and 2 * batch_size <= LARGEST_BATCH:
-        batch_size *= 2
-        larger = _fastest(case, profile_of, micro_batch_sizes, batch_size)
-        if larger is None or larger.tokens_per_second < WORTH_DOUBLING * best.tokens_per_second:
-            break
-        best = larger
-    return best
+    for batch_size in reversed(micro_batch_sizes):
+        best = _fastest(case, profile_of, [size for size in micro_batch_sizes if size <= batch_size], batch_size)
+        if best is not None:
+            return _grown(case, profile_of(best.micro_batch_size), best)
+    return None
 
 
 def _fastest(
-    case: Case, profile_of: Callable[[int], Profile], micro_batch_sizes: tuple[int, ...], batch_size: int
+    case: Case, profile_of: Callable[[int], Profile], micro_batch_sizes: list[int], batch_size: int
 ) -> BatchAdvice | None:
     """Find the micro-batch size with which a batch is fastest; the smaller one among equals."""
     found: BatchAdvice | None = None
     for size in micro_batch_sizes:
-        if size > batch_size:
-            break
-        profile = profile_of(size)
-        try:
-            plan, workload = case.plan(profile, batch_size // size)
-        except PlanError:
+        advice = _rated(case, profile_of(size), batch_size)
+        if advice is None:
             break  # a larger micro-batch takes more of the GPU
-        seconds = step_lane_seconds(plan, profile, workload)
-        rate = batch_size * profile.sequence_length / seconds
-        if found is None or rate > found.tokens_per_second:
-            found = BatchAdvice(batch_size=batch_size, micro_batch_size=size, tokens_per_second=rate)
+        if found is None or advice.tokens_per_second > found.tokens_per_second:
+            found = advice
     return found
+
+
+def _grown(case: Case, profile: Profile, best: BatchAdvice) -> BatchAdvice:
+    """Double the batch from one micro-batch on, as long as that is worth it; ``best`` is known to fit."""
+    advice = _rated(case, profile, profile.micro_batch_size) or best
+    while 2 * advice.batch_size <= LARGEST_BATCH:
+        larger = _rated(case, profile, 2 * advice.batch_size)
+        if larger is None or larger.tokens_per_second < WORTH_DOUBLING * advice.tokens_per_second:
+            break
+        advice = larger
+    return advice
+
+
+def _rated(case: Case, profile: Profile, batch_size: int) -> BatchAdvice | None:
+    """Tell how fast a batch is; None if it does not fit."""
+    try:
+        plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
+    except PlanError:
+        return None
+    seconds = step_lane_seconds(plan, profile, workload)
+    return BatchAdvice(
+        batch_size=batch_size,
+        micro_batch_size=profile.micro_batch_size,
+        tokens_per_second=batch_size * profile.sequence_length / seconds,
+    )

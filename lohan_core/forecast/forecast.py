@@ -11,7 +11,7 @@ from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.forecast.case import Case
 from lohan_core.lane_model import step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
-from lohan_core.profile import Machine, Profile
+from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
@@ -155,29 +155,21 @@ def _occupied_seconds(timeline: Timeline, lanes: tuple[Lane, ...]) -> float:
 
 def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, float]:
     """Predict the same plan with twice of each part of the machine."""
-    now = step_lane_seconds(plan, profile, workload)
-    return {part: now / step_lane_seconds(plan, _doubled(profile, part), workload) for part in Part}
 
+    def seconds(**factors: float) -> float:
+        machine = evolve(profile.machine, **{name: getattr(profile.machine, name) * f for name, f in factors.items()})
+        return step_lane_seconds(plan, evolve(profile, machine=machine), workload)
 
-def _doubled(profile: Profile, part: Part) -> Profile:
-    machine = profile.machine
-    if part is Part.GPU:
-        faster = tuple(
-            evolve(
-                block,
-                seconds=block.seconds / 2,
-                candidates=tuple(evolve(c, seconds=c.seconds / 2) for c in block.candidates),
-            )
-            for block in profile.blocks
-        )
-        return evolve(profile, blocks=faster)
-    fields = [name for name in Machine.__annotations__ if name.startswith(_RATES[part]) and "per_second" in name]
-    return evolve(profile, machine=evolve(machine, **{name: 2 * getattr(machine, name) for name in fields}))
+    now = seconds()
+    faster = {part: now / seconds(**dict.fromkeys(rates, 2.0)) for part, rates in _RATES.items()}
+    # A block's time is not a rate of the machine: twice the GPU is all else at half the rate, in half the time.
+    everything_else = dict.fromkeys((rate for rates in _RATES.values() for rate in rates), 0.5)
+    return {Part.GPU: 2 * now / seconds(**everything_else), **faster}
 
 
 _RATES: Mapping[Part, tuple[str, ...]] = {
-    Part.PCIE: ("h2d", "d2h"),
-    Part.DRIVES: ("ssd",),
-    Part.CPU: ("cpu",),
+    Part.PCIE: ("h2d_bytes_per_second", "d2h_bytes_per_second"),
+    Part.DRIVES: ("ssd_read_bytes_per_second", "ssd_write_bytes_per_second", "ssd_mixed_bytes_per_second"),
+    Part.CPU: ("cpu_parameters_per_second",),
 }
-"""How the machine's rates of a part begin."""
+"""The machine's rates of each part."""

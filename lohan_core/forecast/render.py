@@ -46,14 +46,14 @@ def _bound(forecast: Forecast) -> str:
     name = _PART_NAMES[forecast.bounds]
     share = f"{forecast.occupied[forecast.bounds]:.0%}"
     worth = [
-        f"{_PART_NAMES[part]} {factor:.2f} times"
+        f"twice {_PART_NAMES[part]} ({factor:.2f} times)"
         for part, factor in sorted(forecast.speedups.items(), key=lambda item: -item[1])
         if factor >= _WORTH_NAMING
     ]
     text = (
         f"bound by {name} ({share} busy)" if forecast.clearly_bound else f"{name} busiest ({share}): parts wait in turn"
     )
-    return text + (f". As fast with twice of: {', '.join(worth)}" if worth else "")
+    return text + (f". Faster with {', '.join(worth)}" if worth else "")
 
 
 def _lanes(forecast: Forecast) -> Table:

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from transformers import GPT2Config, LlamaConfig
+
+from lohan_core.engine.derive import Outline
+from lohan_core.errors import ModelError, PlanError
+from lohan_core.forecast import Case, largest_that_fits, make_forecast, recommend_batch
+from lohan_core.forecast.family import SHAPES, scaled_config
+from lohan_core.forecast.forecast import Part
+from lohan_core.forecast.render import render
+from lohan_core.forecast.report import LargestModel, PlanReport
+from lohan_core.layout import BLOCK_ALIGNMENT
+from lohan_core.plan import Tier, Update
+from lohan_core.profile import BlockProfile, Machine, Profile, Role
+from lohan_core.reference.planners import KEEP_NOTHING
+from lohan_core.schedule.task import Lane
+from lohan_core.states import StateVector
+
+P = 10 * BLOCK_ALIGNMENT
+LAYERS = 6
+GIB = 2**30
+
+MACHINE = Machine(
+    name="example",
+    gpu_flops_per_second=1e12,
+    h2d_bytes_per_second=1e9,
+    d2h_bytes_per_second=1e9,
+    ssd_read_bytes_per_second=1e9,
+    ssd_write_bytes_per_second=1e9,
+    ssd_mixed_bytes_per_second=1e9,
+    cpu_parameters_per_second=1e9,
+    gpu_bytes=GIB,
+    host_bytes=GIB,
+    ssd_bytes=GIB,
+)
+
+
+def profile_of(micro_batch_size=1, *, gpu_seconds=0.01, **rates):
+    """A model whose time on the GPU does not depend on how a batch is cut, and whose memory there does."""
+
+    def block(role, *, seconds=0.0, transient_bytes=0):
+        return BlockProfile(
+            name=role.value,
+            role=role,
+            elements=P,
+            input_bytes=0 if role is Role.PRELUDE else 4096 * micro_batch_size,
+            flops=1e12 * seconds,
+            seconds=seconds,
+            transient_bytes=transient_bytes,
+        )
+
+    layer = block(Role.LAYER, seconds=gpu_seconds * micro_batch_size, transient_bytes=GIB // 16 * micro_batch_size)
+    return Profile(
+        machine=evolve(MACHINE, **rates),
+        micro_batch_size=micro_batch_size,
+        sequence_length=100,
+        weight_bytes=2,
+        states=tuple(StateVector(name=name, value_bytes=4) for name in ("master", "exp_avg", "exp_avg_sq")),
+        blocks=(block(Role.PRELUDE), *([layer] * LAYERS), block(Role.POSTLUDE)),
+    )
+
+
+def case_with(states=Tier.SSD, **settings):
+    planner = KEEP_NOTHING.open(KEEP_NOTHING.config(states=states))
+    return Case(
+        planner=planner,
+        **{"update": Update.OPTIMIZED, "clips": False, "chunk_elements": P, "versions": 1, **settings},
+    )
+
+
+def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None):
+    return make_forecast(
+        case_with(states), profile, batch_size, parameters=(LAYERS + 2) * P, endurance_bytes=endurance_bytes
+    )
+
+
+def test_a_step_that_the_gpu_bounds():
+    forecast = forecast_of(profile_of(4, gpu_seconds=1.0), batch_size=8)
+    assert (forecast.batch_size, forecast.micro_batch_size, forecast.sequence_length) == (8, 4, 100)
+    assert forecast.seconds == pytest.approx(4 * LAYERS * 8, rel=0.01), "forward, recomputation and twice that backward"
+    assert forecast.tokens_per_second == 800 / forecast.seconds
+    assert forecast.bounds is Part.GPU
+    assert forecast.clearly_bound
+    assert forecast.busy[Lane.GPU] == forecast.occupied[Part.GPU] > 0.99
+    assert forecast.speedups[Part.GPU] == pytest.approx(2, rel=0.01)
+    assert all(forecast.speedups[part] == pytest.approx(1) for part in Part if part is not Part.GPU)
+
+
+def test_a_step_that_the_drives_bound_and_their_life():
+    slow = profile_of(
+        gpu_seconds=1e-6, ssd_read_bytes_per_second=1e6, ssd_write_bytes_per_second=1e6, ssd_mixed_bytes_per_second=1e6
+    )
+    forecast = forecast_of(slow, endurance_bytes=14 * (LAYERS + 2) * P * 1000)
+    assert forecast.bounds is Part.DRIVES
+    assert forecast.clearly_bound
+    assert forecast.busy[Lane.SSD_READ] + forecast.busy[Lane.SSD_WRITE] > forecast.occupied[Part.DRIVES]
+    assert forecast.occupied[Part.DRIVES] <= 1
+    assert forecast.speedups[Part.DRIVES] == pytest.approx(2, rel=0.01)
+    assert forecast.ssd_written_bytes == 14 * (LAYERS + 2) * P
+    assert forecast.drive_life_steps == 1000
+
+
+def test_nothing_written_wears_nothing():
+    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15)
+    assert forecast.ssd_written_bytes == 0
+    assert forecast.drive_life_steps is None
+    assert forecast_of(profile_of()).drive_life_steps is None, "endurance is not known"
+
+
+def test_limits_of_the_user_bound_the_budget():
+    case = case_with(gpu_limit_bytes=GIB // 2, host_limit_bytes=4 * GIB)
+    budget = case.budget(MACHINE)
+    assert (budget.gpu_bytes, budget.host_bytes, budget.ssd_bytes) == (GIB // 2, GIB, GIB)
+
+
+def test_layers_too_large_for_three_get_by_with_fewer():
+    profile = profile_of()
+    roomy, workload = case_with().plan(profile, 1)
+    assert (workload.layer_slots, workload.gradient_slots) == (3, 2)
+    taken = make_forecast(case_with(), profile, 1, parameters=1).peak_bytes[Tier.GPU]
+    tight, workload = case_with(gpu_limit_bytes=taken - 1).plan(profile, 1)
+    assert (workload.layer_slots, workload.gradient_slots) == (2, 1)
+    assert tight == roomy
+    with pytest.raises(PlanError, match=r"needs .* on gpu"):
+        case_with(gpu_limit_bytes=GIB // 16).plan(profile, 1)
+
+
+def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
+    # Weights and states take 0.05 s of drives a step, a row 0.024 s of GPU: more rows hide the drives, up to a point.
+    rate = 30 * (LAYERS + 2) * P / 0.05
+    drives = {f"ssd_{way}_bytes_per_second": rate for way in ("read", "write", "mixed")}
+
+    def make(size):
+        return profile_of(size, gpu_seconds=0.001, **drives)
+
+    advice = recommend_batch(case_with(), make, (1, 2, 4, 8))
+    assert advice is not None
+    rates = {}
+    for batch_size in (1, 2, 4, 8, 16, 32):
+        rates[batch_size] = forecast_of(make(1), batch_size=batch_size).tokens_per_second
+    assert rates[advice.batch_size] > 0.9 * max(rates.values())
+    assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
+    assert recommend_batch(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
+
+
+@given(limit=st.integers(0, len(SHAPES)))
+def test_the_largest_is_found_by_few_trials(limit):
+    tried = []
+
+    def fits(shape):
+        tried.append(shape)
+        return SHAPES.index(shape) < limit
+
+    assert largest_that_fits(fits) == (SHAPES[limit - 1] if limit else None)
+    assert len(tried) <= 4
+
+
+def test_shapes_ascend_and_are_called_by_their_size():
+    sizes = []
+    for shape in SHAPES:
+        parameters = 12 * shape.layers * shape.hidden**2 + 50257 * shape.hidden
+        assert parameters == pytest.approx(float(shape.name.removesuffix("B")) * 1e9, rel=0.08), shape
+        assert shape.hidden % shape.heads == 0
+        sizes.append(parameters)
+    assert all(a < b for a, b in itertools.pairwise(sizes))
+
+
+def test_a_gpt_is_scaled_to_its_name():
+    shape = next(shape for shape in SHAPES if shape.name == "13B")
+    small = GPT2Config(n_embd=64, n_layer=2, n_head=4)
+    assert Outline(scaled_config(small, shape), torch.bfloat16).parameters == pytest.approx(13e9, rel=0.02)
+    assert (small.n_embd, small.n_layer, small.n_head) == (64, 2, 4), "the config given stays as it is"
+
+
+def test_a_llama_keeps_its_proportions():
+    llama = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
+    )
+    shape = next(shape for shape in SHAPES if shape.name == "70B")
+    scaled = scaled_config(llama, shape)
+    assert (scaled.hidden_size, scaled.intermediate_size, scaled.num_hidden_layers) == (8192, 28672, 80)
+    assert (scaled.num_attention_heads, scaled.num_key_value_heads, scaled.head_dim) == (64, 16, 128)
+
+
+def test_a_report_says_what_matters():
+    forecast = forecast_of(profile_of(gpu_seconds=1.0), endurance_bytes=10**12)
+    largest = LargestModel(layers=2, heads=4, hidden=64, parameters=10**9)
+    report = PlanReport(forecast=forecast, refusal=None, advice=None, largest=largest, searched_largest=True)
+    text = shown(report)
+    for words in (
+        "Fits.",
+        "bound by the GPU",
+        "twice the GPU (2.00 times)",
+        "No batch size fits",
+        "1.00 B parameters",
+        "rated life",
+    ):
+        assert words in text
+    refused = PlanReport(forecast=None, refusal="too little host", advice=None, largest=None, searched_largest=True)
+    assert "Does not fit: too little host" in shown(refused)
+    assert "No model of this family fits" in shown(refused)
+    assert not refused.fits
+
+
+def shown(report):
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(render(report))
+    return captured.get()
+
+
+def test_a_config_without_a_width_is_refused():
+    class Strange(GPT2Config):
+        def get_text_config(self, **_):
+            return object()
+
+    with pytest.raises(ModelError, match="cannot be scaled"):
+        scaled_config(Strange(), SHAPES[0])

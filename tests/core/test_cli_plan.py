@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import yaml
+from transformers import GPT2Config, LlamaConfig
+
+from lohan_core import cli
+from lohan_core.profile import Profile
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Run the command line in this process; return exit code, what it printed, and what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["lohan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    captured = capsys.readouterr()
+    return raised.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run whose model is nothing but a config.json, and which has no data."""
+    model = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=96,
+        architectures=["LlamaForCausalLM"],
+    )
+    model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"path": "model"},
+                "data": {"train": "absent.jsonl", "sequence_length": 32},
+                "run": {"dir": "run", "steps": 1, "batch_size": 8, "micro_batch_size": 2, "device": "cpu"},
+                "storage": {"backend": "memory"},
+                "optimizer": {"backend": "torch_adamw", "lr": 1e-4},
+                "planner": {"backend": "keep_nothing"},
+                "profiler": {"backend": "measured", "seconds": 0.001},
+            }
+        )
+    )
+    return path
+
+
+def test_a_plan_for_a_machine_that_is_elsewhere(monkeypatch, capsys, config):
+    code, out, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--drives", "3", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["fits"] is True
+    forecast = plan["forecast"]
+    assert forecast["parameters"] == sum(p.numel() for p in tiny_llama().parameters())
+    assert (forecast["batch_size"], forecast["micro_batch_size"], forecast["sequence_length"]) == (8, 2, 32)
+    assert forecast["tokens_per_second"] == pytest.approx(8 * 32 / forecast["seconds"])
+    assert set(forecast["busy"]) == {"gpu", "h2d", "d2h", "ssd_read", "ssd_write", "cpu"}
+    assert forecast["bounds"] in forecast["occupied"]
+    assert forecast["drive_life_steps"] == pytest.approx(3 * 7e15 / forecast["ssd_written_bytes"])
+    assert plan["advice"]["micro_batch_size"] in {1, 2, 4, 8, 16, 32}
+    assert plan["largest"] is None
+    assert not (config.parent / "run").exists(), "it only predicts"
+
+
+def tiny_llama():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(
+        LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=96)
+    )
+
+
+def test_more_drives_are_no_slower_and_the_table_says_what_bounds(monkeypatch, capsys, config):
+    seconds = {}
+    for drives in (1, 12):
+        _, out, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--drives", drives, "--json")
+        seconds[drives] = json.loads(out)["forecast"]["seconds"]
+    assert seconds[12] < seconds[1]
+    code, out, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--drives", "1")
+    assert code == 0
+    for words in ("Fits.", "tokens/s", "the drives", "ssd_write", "rated life", "Recommended: run.batch_size:"):
+        assert words in out
+
+
+def test_what_does_not_fit_is_told_and_is_exit_code_1(monkeypatch, capsys, config):
+    arguments = ("plan", config, "--hardware", "rtx-4090", "--set", "memory.gpu=64KiB")
+    code, out, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert "Does not fit" in out
+    assert "lower run.micro_batch_size" in out
+    code, out, _ = run(monkeypatch, capsys, *arguments, "--json")
+    plan = json.loads(out)
+    assert (code, plan["fits"], plan["forecast"], plan["advice"]) == (1, False, None, None)
+    assert "on gpu" in plan["refusal"]
+
+
+@pytest.mark.slow
+def test_the_largest_of_a_family(monkeypatch, capsys, config):
+    GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=50257, architectures=["GPT2LMHeadModel"]).save_pretrained(
+        config.parent / "model"
+    )
+    chosen = ("--hardware", "gaming-pc-1-drive", "--set", "run.durability=none", "--largest", "--json")
+    code, out, _ = run(monkeypatch, capsys, "plan", config, *chosen)
+    assert code == 0
+    largest = json.loads(out)["largest"]
+    # 16 bytes of each parameter lie on the one drive (the gradient too, for it waits until the norm is known): its 2 TB
+    # hold 70 B parameters, and no 135 B.
+    assert (largest["layers"], largest["heads"], largest["hidden"]) == (80, 64, 8192)
+    assert largest["parameters"] == pytest.approx(64.9e9, rel=0.01)
+
+
+def test_this_machine_is_measured_without_weights_or_data(monkeypatch, capsys, config):
+    code, out, _ = run(monkeypatch, capsys, "plan", config, "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["forecast"]["seconds"] > 0
+    assert plan["advice"]["micro_batch_size"] == 2, "the one that was measured"
+    assert plan["forecast"]["drive_life_steps"] is None
+
+
+def test_a_profile_is_written_and_planned_with(monkeypatch, capsys, config):
+    out_file = config.parent / "profile.json"
+    code, out, _ = run(monkeypatch, capsys, "profile", config, "-o", out_file)
+    assert code == 0
+    assert str(out_file) in out
+    profile = Profile.from_json(out_file.read_text())
+    assert (profile.micro_batch_size, profile.sequence_length, len(profile.blocks)) == (2, 32, 4)
+    chosen = ("--set", f"profiler={{backend: file, path: {out_file}}}", "--json")
+    code, out, _ = run(monkeypatch, capsys, "plan", config, *chosen)
+    assert code == 0
+    assert json.loads(out)["forecast"]["machine"] == profile.machine.name
+
+
+def test_a_derived_profile_is_written_too(monkeypatch, capsys, config):
+    out_file = config.parent / "profile.json"
+    chosen = ("--set", "profiler={backend: file, hardware: h200, drives: 4}")
+    code, _, _ = run(monkeypatch, capsys, "profile", config, "-o", out_file, *chosen)
+    assert code == 0
+    assert Profile.from_json(out_file.read_text()).machine.name == "H200, 8 drives"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--drives", "2"), "--drives, --host and --largest are about the machine of --hardware"),
+        (("--largest",), "--drives, --host and --largest are about the machine of --hardware"),
+        (("--hardware", "cray-1"), "no machine is called 'cray-1'"),
+        (("--hardware", "rtx-4090", "--host", "much"), "--host: wants a size such as 24GiB"),
+        (("--hardware", "rtx-4090", "--host", "1GiB"), "what is reserved"),
+        (("--hardware", "absent.yaml"), "absent.yaml: cannot read"),
+        (("--set", "model.path=elsewhere"), "model.path: no directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, config, arguments, message):
+    code, out, err = run(monkeypatch, capsys, "plan", config, *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
