@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 
 from lohan_core.backend import Kind
 from lohan_core.compare.groups import group_by_memory
+from lohan_core.compare.kernels import deterministic_kernels
 from lohan_core.compare.predict import open_planners, predict_all
 from lohan_core.compare.records import Comparison, MeasuredStep, Measurement
 from lohan_core.compare.scratch import scratch_config, scratch_folder
@@ -22,6 +23,7 @@ from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import Report, optimizer_settings
 from lohan_core.engine.subject import open_subject
 from lohan_core.plan import Plan
+from lohan_core.profile import Profile
 from lohan_core.registry import Registry
 from lohan_core.train.learning_rate import learning_rate
 
@@ -98,25 +100,31 @@ def compare_here(
         shuffle=config.data.shuffle,
     )
     device = resolve_device(config.run.device)
-    with scratch_folder(config, registry) as folder:
-        scratch = evolve(config, run=evolve(config.run, dir=folder / "measure"))
-        profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
-        with open_subject(scratch, registry, device, report) as subject:
-            profile = profiler.profile(evolve(subject, batch=batches[0]))
-    foreseen = predict_all(opened, profile, config, report)
-    plans = {c.planner: c.prediction for c in foreseen.contenders if c.prediction}
-    groups = group_by_memory(
-        {name: prediction.peak_bytes for name, prediction in plans.items()},
-        foreseen.budget,
-        one_memory=device.type == "cpu",
-    )
-    measured: dict[str, Measurement] = {}
-    for group in groups:
-        with scratch_folder(config, registry) as folder:
-            runs = {name: (scratch_config(folder, config, name, profile), plans[name].plan) for name in group}
-            measured |= _carry_out(runs, batches, registry, report, steps=UNCOUNTED_STEPS + steps)
+    with deterministic_kernels(device):
+        profile = _measure(config, batches[0], registry, report)
+        foreseen = predict_all(opened, profile, config, report)
+        plans = {c.planner: c.prediction for c in foreseen.contenders if c.prediction}
+        groups = group_by_memory(
+            {name: prediction.peak_bytes for name, prediction in plans.items()},
+            foreseen.budget,
+            one_memory=device.type == "cpu",
+        )
+        measured: dict[str, Measurement] = {}
+        for group in groups:
+            with scratch_folder(config, registry) as folder:
+                runs = {name: (scratch_config(folder, config, name, profile), plans[name].plan) for name in group}
+                measured |= _carry_out(runs, batches, registry, report, steps=UNCOUNTED_STEPS + steps)
     contenders = tuple(evolve(c, measurement=measured.get(c.planner)) for c in foreseen.contenders)
     return evolve(foreseen, contenders=contenders, groups=groups)
+
+
+def _measure(config: Config, sample: Batch, registry: Registry, report: Report) -> Profile:
+    """Profile machine and model by the config's profiler, with storage where the runs will have theirs."""
+    profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
+    with scratch_folder(config, registry) as folder:
+        scratch = evolve(config, run=evolve(config.run, dir=folder / "measure"))
+        with open_subject(scratch, registry, resolve_device(config.run.device), report) as subject:
+            return profiler.profile(evolve(subject, batch=sample))
 
 
 def _carry_out(
