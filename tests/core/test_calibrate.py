@@ -14,7 +14,7 @@ from lohan_core.schedule.timeline import Span, Timeline
 FACTORS = st.floats(0.2, 5.0)
 
 
-def _with_rates(machine, gpu, h2d, d2h, drives, cpu):
+def _with_rates(machine, *, gpu, h2d, d2h, drives, cpu):
     return evolve(
         machine,
         gpu_flops_per_second=machine.gpu_flops_per_second * gpu,
@@ -29,10 +29,10 @@ def _with_rates(machine, gpu, h2d, d2h, drives, cpu):
 
 @given(problem=problems(), factors=st.tuples(FACTORS, FACTORS, FACTORS, FACTORS, FACTORS))
 def test_the_rates_of_a_step_are_found_again(problem, factors):
-    true = _with_rates(problem.profile.machine, *factors)
+    gpu, h2d, d2h, drives, cpu = factors
+    true = _with_rates(problem.profile.machine, gpu=gpu, h2d=h2d, d2h=d2h, drives=drives, cpu=cpu)
     schedule = build_schedule(problem.plan, problem.profile, problem.workload)
     measured = simulate(schedule, true)
-    gpu = factors[0]
     found = calibrate(problem.profile, measured)
     used = measured.work()
     if used["h2d"]:
