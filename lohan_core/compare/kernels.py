@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
+from lohan_core.errors import ModelError
+
 __all__ = ["deterministic_kernels"]
 
 
 @contextmanager
 def deterministic_kernels(device: torch.device) -> Iterator[None]:
-    """Have torch take kernels that give the same bits each time, where there is a choice; it warns where there is none.
+    """Have torch take kernels that give the same bits each time. The CPU's do anyway.
 
-    The CPU's do anyway.
+    Raises:
+        ModelError: an operator of the model has no such kernel on this device.
     """
     if device.type != "cuda":
         yield
@@ -25,10 +28,17 @@ def deterministic_kernels(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic
     fills, before = settings.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(mode=True)  # attention takes them only where warnings are errors
     settings.fill_uninitialized_memory = False  # it would be a pass over every buffer
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise ModelError(
+            f"losses cannot be compared to the bit on {device}: {str(error).splitlines()[0]}; use run.device: cpu, or "
+            "--hardware to predict only"
+        ) from error
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills

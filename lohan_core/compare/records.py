@@ -60,7 +60,11 @@ class Measurement:
 
 @frozen(kw_only=True)
 class Contender:
-    """One planner. ``reason`` says why it has no plan that fits; then it has nothing else."""
+    """One planner.
+
+    ``reason`` says why there is no plan that fits, and then there is nothing else; or why a plan, which is then there,
+    could not be carried out.
+    """
 
     planner: str
     reason: str | None = None

@@ -105,7 +105,10 @@ def render(comparison: Comparison) -> str:
     parts = [title(summary)]
     if rows:
         parts += [_step_table(rows), _lane_table(rows)]
-    parts += [f"{row['planner']} has no plan: {row['reason']}" for row in summary["planners"] if row["reason"]]
+    for row in summary["planners"]:
+        if row["reason"]:
+            failed = "was not carried out" if row["predicted"] else "has no plan"
+            parts.append(f"{row['planner']} {failed}: {row['reason']}")
     parts += [f"In turn, step by step: {', '.join(group)}." for group in summary["groups"] if len(group) > 1]
     return "\n\n".join([*parts, *filter(None, [verdict(comparison)])])
 

@@ -98,6 +98,14 @@ def test_device_memory_is_shown_where_it_was_measured():
     assert keeper.endswith("5.00 MiB")
 
 
+def test_a_plan_that_could_not_be_carried_out_says_why():
+    found = comparison({"keeper": (3.5, 2.5)})
+    failed = evolve(found.contenders[1], reason="memory.gpu: step 1 needs more")
+    text = render(evolve(found, contenders=(found.contenders[0], failed)))
+    assert "</script>& was not carried out: memory.gpu: step 1 needs more" in text
+    assert verdict(found) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

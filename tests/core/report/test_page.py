@@ -105,6 +105,18 @@ def test_a_browser_marks_every_choice_on_its_curves(browser, compared):
     assert len(sweep.all("path.paper")) == 1
 
 
+def test_a_plan_that_could_not_be_carried_out_is_shown_as_predicted(browser, tmp_path):
+    found = comparison({"keeper": (3.5, 2.5)})
+    failed = evolve(found.contenders[1], reason="memory.gpu: step 1 needs more")
+    write_page(tmp_path / "page.html", comparison_page(evolve(found, contenders=(found.contenders[0], failed))))
+    page = browser.look(tmp_path / "page.html", "%3C%2Fscript%3E%26")
+    keeper, other = [row for row in page.one("#comparison").all("tr") if row.attributes]
+    assert len(keeper.children) == len(other.children)
+    (cell,) = [cell for cell in other.children if cell.words == "failed"]
+    assert cell.attributes["title"] == "memory.gpu: step 1 needs more"
+    assert [group.attributes["data-kind"] for group in page.all("g.timeline")] == ["predicted"]
+
+
 def test_losses_that_differ_are_shouted(browser, tmp_path):
     differs = {**LOSSES, "keeper": (3.5, 2.5, 1.25)}
     write_page(tmp_path / "page.html", comparison_page(comparison(differs)))

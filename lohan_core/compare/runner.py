@@ -1,0 +1,129 @@
+"""Carrying plans out in turn, one step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+from attrs import define, field, frozen
+
+from lohan_core.compare.records import MeasuredStep, Measurement
+from lohan_core.config.sections import Config
+from lohan_core.data import Batch, Batches
+from lohan_core.engine import Engine, open_engine
+from lohan_core.engine.assemble import resolve_device
+from lohan_core.engine.parts import Report, optimizer_settings
+from lohan_core.errors import PlanError
+from lohan_core.plan import Plan
+from lohan_core.registry import Registry
+from lohan_core.train.learning_rate import learning_rate
+
+__all__ = ["Outcomes", "carry_out"]
+
+UNCOUNTED_STEPS = 1
+"""A run's first step touches all of its memory for the first time."""
+
+
+@frozen(kw_only=True)
+class Outcomes:
+    """What runs came to, by planner: a measurement, or why there is none."""
+
+    measured: Mapping[str, Measurement]
+    failed: Mapping[str, str]
+
+
+def carry_out(
+    runs: Mapping[str, tuple[Config, Plan]], batches: Batches, registry: Registry, report: Report, *, steps: int
+) -> Outcomes:
+    """Take the first steps of several runs in turn: one that does not count, then ``steps``.
+
+    A run that has not the memory that its plan foresaw drops out, and the others go on.
+
+    Raises:
+        LohanError: anything else that the user can mend.
+    """
+    total = (UNCOUNTED_STEPS + steps) * len(runs)
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        runners: dict[str, _Runner] = {}
+        for name, (config, plan) in runs.items():
+            try:
+                runners[name] = _Runner.open(config, plan, batches[0], registry, report)
+            except PlanError as error:
+                failed[name] = str(error)
+            else:
+                stack.callback(runners[name].engine.close)
+        for turn in range(total):
+            report(f"running {', '.join(runs)}", turn, total)
+            step, number = divmod(turn, len(runs))
+            name = list(runs)[number]
+            if name in failed:
+                continue
+            try:
+                runners[name].step(batches[step], step)
+            except PlanError as error:
+                failed[name] = str(error)
+                runners.pop(name).engine.close()  # the others have its memory
+        report(f"running {', '.join(runs)}", total, total)
+        return Outcomes(measured={name: runner.measurement() for name, runner in runners.items()}, failed=failed)
+
+
+@define
+class _Runner:
+    """One planner's run: an engine, the device memory that it holds between steps, and what its steps came to."""
+
+    engine: Engine
+    config: Config
+    held_bytes: int
+    losses: list[float] = field(factory=list)
+    steps: list[MeasuredStep] = field(factory=list)
+
+    @classmethod
+    def open(cls, config: Config, plan: Plan, sample: Batch, registry: Registry, report: Report) -> Self:
+        """Open the engine, and see how much device memory that takes: others may be open beside it."""
+        device = resolve_device(config.run.device)
+        before = _allocated_bytes(device)
+        engine = open_engine(config, sample, registry=registry, plan=plan, report=report)
+        return cls(engine, config, _allocated_bytes(device) - before)
+
+    def step(self, batch: Batch, number: int) -> None:
+        """Take a step, with the learning rate that the run would have; the first is number 0."""
+        device = self.engine.model.device
+        before = _allocated_bytes(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        result = self.engine.step(batch, lr=_learning_rate(self.config, number + 1))
+        peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+        self.losses.append(result.loss)
+        self.steps.append(
+            MeasuredStep(
+                seconds=result.seconds,
+                storage_read_bytes=result.storage_read_bytes,
+                storage_write_bytes=result.storage_write_bytes,
+                gpu_peak_bytes=None if peak is None else self.held_bytes + peak,
+                timeline=result.timeline,
+            )
+        )
+
+    def measurement(self) -> Measurement:
+        """Keep the losses of all steps, and the rest of those that count."""
+        return Measurement(losses=tuple(self.losses), steps=tuple(self.steps[UNCOUNTED_STEPS:]))
+
+
+def _learning_rate(config: Config, step: int) -> float:
+    """Return the run's own; a comparison may take more steps than the run."""
+    settings = optimizer_settings(config)
+    return learning_rate(
+        min(step, config.run.steps),
+        steps=config.run.steps,
+        peak=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        schedule=settings.schedule,
+    )
+
+
+def _allocated_bytes(device: torch.device) -> int:
+    """Device memory in this process's tensors; 0 where the CPU computes."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
