@@ -40,6 +40,7 @@ def derive_profile(
     sequence_length: int,
     dtype: torch.dtype,
     states: Sequence[StateVector],
+    trust_remote_code: bool = False,
 ) -> Profile:
     """Derive the profile of one model on one machine; see :class:`Outline` for several.
 
@@ -50,11 +51,12 @@ def derive_profile(
         sequence_length: tokens of a row.
         dtype: compute type of weights and activations.
         states: what the optimizer keeps, master weights included.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ModelError: the config is not one of a causal LM, or the model cannot be cut into blocks.
     """
-    outline = Outline(model_config, dtype)
+    outline = Outline(model_config, dtype, trust_remote_code=trust_remote_code)
     return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
 
 
@@ -68,6 +70,7 @@ class Outline:
 
     model_config: PreTrainedConfig
     dtype: torch.dtype
+    trust_remote_code: bool = field(default=False, kw_only=True)
     _mode: FakeTensorMode = field(init=False, factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _model: CutModel = field(init=False)
 
@@ -76,7 +79,7 @@ class Outline:
         for name in _ATTENTION_DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-        skeleton = build_skeleton(config, self.dtype)
+        skeleton = build_skeleton(config, self.dtype, trust_remote_code=self.trust_remote_code)
         with self._mode:
             self._model = cut_model(skeleton)
             self._model.to(_CPU)

@@ -41,7 +41,8 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     Raises:
         LohanError: config, model or backends are not usable.
     """
-    model_config = read_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    trust = config.model.trust_remote_code
+    model_config = read_config(config.model.path, trust_remote_code=trust)
     dtype: torch.dtype = getattr(torch, config.run.dtype)
     optimizer = registry.open_backend(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
@@ -49,7 +50,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     states = StateFormat(optimizer, dtype).states
     case = _case(config, registry, states, dtype)
     asker = _Asker(hardware, states, config.data.sequence_length, dtype, report)
-    outline = Outline(model_config, dtype)
+    outline = Outline(model_config, dtype, trust_remote_code=trust)
     profile_of = asker.profiles(outline)
     forecast, refusal = _try(
         case,
@@ -62,7 +63,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         forecast=forecast,
         refusal=refusal,
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
-        largest=asker.largest(case, model_config) if largest else None,
+        largest=asker.largest(case, model_config, trust_remote_code=trust) if largest else None,
         searched_largest=largest,
     )
 
@@ -142,13 +143,13 @@ class _Asker:
 
         return derive
 
-    def largest(self, case: Case, model_config: PreTrainedConfig) -> LargestModel | None:
+    def largest(self, case: Case, model_config: PreTrainedConfig, *, trust_remote_code: bool) -> LargestModel | None:
         """Find the largest model of the family that fits with a batch of one row."""
         sizes: dict[Shape, int] = {}
 
         def fits(shape: Shape) -> bool:
             self._report(f"trying {shape.name}", 0, 1)
-            outline = Outline(scaled_config(model_config, shape), self._dtype)
+            outline = Outline(scaled_config(model_config, shape), self._dtype, trust_remote_code=trust_remote_code)
             sizes[shape] = outline.parameters
             try:
                 case.plan(self.profiles(outline)(1), 1)

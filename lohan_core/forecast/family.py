@@ -42,6 +42,15 @@ SHAPES: Sequence[Shape] = (
 """From 6B on, those of the Ratel paper (arXiv 2403.06504); smaller ones those of OPT (arXiv 2205.01068)."""
 
 
+_FEED_FORWARD_WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "ffn_dim",
+    "n_inner",
+)
+
+
 def scaled_config(config: PreTrainedConfig, shape: Shape) -> PreTrainedConfig:
     """Return a config of the same architecture with another depth and width.
 
@@ -57,9 +66,9 @@ def scaled_config(config: PreTrainedConfig, shape: Shape) -> PreTrainedConfig:
         text.num_hidden_layers, text.hidden_size, text.num_attention_heads = shape.layers, shape.hidden, shape.heads
     except AttributeError as error:
         raise ModelError(f"a {config.model_type!r} model cannot be scaled: {error}") from error
-    if getattr(text, "layer_types", None):
+    if getattr(text, "layer_types", None) and not isinstance(getattr(type(text), "layer_types", None), property):
         text.layer_types = [text.layer_types[i % len(text.layer_types)] for i in range(shape.layers)]
-    for name in ("intermediate_size", "ffn_dim", "n_inner"):
+    for name in _FEED_FORWARD_WIDTHS:
         if getattr(text, name, None):
             setattr(text, name, round(getattr(text, name) * shape.hidden / hidden))
     if getattr(text, "num_key_value_heads", None):
