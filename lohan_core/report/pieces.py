@@ -5,7 +5,7 @@ A step of a large model has tens of thousands of tasks, and a page shows some tw
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from attrs import frozen
@@ -36,7 +36,7 @@ class Piece:
 
 @frozen(kw_only=True)
 class LanePieces:
-    """One lane's row: its tasks, and the waits between them that are long enough to be seen."""
+    """One lane's row: its tasks, and what it waits for between them, as far as that is long enough to be seen."""
 
     lane: Lane
     pieces: tuple[Piece, ...]
@@ -51,7 +51,7 @@ def cut_into_pieces(timeline: Timeline, step_seconds: float) -> tuple[LanePieces
         step_seconds: what the page's width stands for: the longest of the steps drawn above each other.
     """
     finest = step_seconds / PIECES_PER_STEP
-    waits = [wait for wait in find_waits(timeline) if wait.end - wait.start >= finest]
+    waits = find_waits(timeline)
     rows = []
     for lane in Lane:
         tasks = [
@@ -64,7 +64,7 @@ def cut_into_pieces(timeline: Timeline, step_seconds: float) -> tuple[LanePieces
                 LanePieces(
                     lane=lane,
                     pieces=tuple(_merge(group) for group in _groups(tasks, finest)),
-                    waits=tuple(wait for wait in waits if wait.lane is lane),
+                    waits=tuple(_visible([wait for wait in waits if wait.lane is lane], finest)),
                 )
             )
     return tuple(rows)
@@ -82,9 +82,9 @@ def _groups(tasks: Sequence[tuple[Task, Span]], finest: float) -> Iterable[list[
 
 
 def _merge(group: Sequence[tuple[Task, Span]]) -> Piece:
-    seconds: Counter[Op] = Counter()
+    seconds: defaultdict[Op, float] = defaultdict(float)
     for task, span in group:
-        seconds[task.op] += span.end - span.start  # type: ignore[assignment]  # a Counter counts anything
+        seconds[task.op] += span.end - span.start
     first, _ = group[0]
     return Piece(
         start=group[0][1].start,
@@ -93,3 +93,23 @@ def _merge(group: Sequence[tuple[Task, Span]]) -> Piece:
         tasks=len(group),
         first=first,
     )
+
+
+def _visible(waits: Sequence[Wait], finest: float) -> Iterable[Wait]:
+    """Draw waits that follow each other as one, of the cause that most of it had, until it can be seen."""
+    group: list[Wait] = []
+    for wait in waits:
+        if group and (wait.start > group[-1].end or group[-1].end - group[0].start >= finest):
+            yield from _as_one(group, finest)
+            group = []
+        group.append(wait)
+    yield from _as_one(group, finest)
+
+
+def _as_one(group: Sequence[Wait], finest: float) -> Iterable[Wait]:
+    if not group or group[-1].end - group[0].start < finest:
+        return
+    seconds: defaultdict[Lane | None, float] = defaultdict(float)
+    for wait in group:
+        seconds[wait.cause] += wait.end - wait.start
+    yield Wait(group[0].lane, group[0].start, group[-1].end, max(seconds, key=seconds.__getitem__))

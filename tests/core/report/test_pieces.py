@@ -35,7 +35,19 @@ def test_waits_too_short_to_be_seen_are_left_out():
         PIECES_PER_STEP * FINEST,
     )
     waits = {row.lane: [(wait.start, wait.end, wait.cause) for wait in row.waits] for row in rows}
-    assert waits == {Lane.GPU: [(4, 5, None)], Lane.H2D: [(0.5, 5, None)], Lane.D2H: [(0.5, 4, Lane.GPU)]}
+    assert waits == {Lane.GPU: [(4, 5, None)], Lane.H2D: [(0.5, 5, None)], Lane.D2H: [(0, 4, Lane.GPU)]}
+
+
+def test_short_waits_that_follow_each_other_are_drawn_as_what_takes_most_of_them():
+    turns = [
+        (Op.UPLOAD, 0, 0.6),
+        (Op.FORWARD, 0.6, 0.9, (0,)),
+        (Op.UPLOAD, 0.9, 1.5, (1,)),
+        (Op.FORWARD, 1.5, 1.8, (2,)),
+    ]
+    rows = cut_into_pieces(timeline_of(*turns, (Op.OFFLOAD, 1.8, 4, (3,))), PIECES_PER_STEP * FINEST)
+    (d2h,) = [row for row in rows if row.lane is Lane.D2H]
+    assert [(wait.start, wait.end, wait.cause) for wait in d2h.waits] == [(0, 1.5, Lane.H2D)]
 
 
 @given(problem=problems())
