@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lohan_core.errors import PlanError
 from lohan_core.forecast.case import Case
@@ -20,11 +20,12 @@ WORTH_DOUBLING = 1.05
 
 @frozen(kw_only=True)
 class BatchAdvice:
-    """A batch, and the micro-batch to cut it into."""
+    """A batch, and the micro-batch to cut it into; ``larger_fits``: whether twice the batch, cut so, would fit."""
 
     batch_size: int
     micro_batch_size: int
     tokens_per_second: float
+    larger_fits: bool = True
 
 
 def recommend_batch(
@@ -56,9 +57,8 @@ def _fastest(
     found: BatchAdvice | None = None
     for size in micro_batch_sizes:
         advice = _rated(case, profile_of(size), batch_size)
-        if advice is None:
-            break  # a larger micro-batch takes more of the GPU
-        if found is None or advice.tokens_per_second > found.tokens_per_second:
+        # A smaller micro-batch is not always the one that fits: only several of them need room for gradients' sums.
+        if advice is not None and (found is None or advice.tokens_per_second > found.tokens_per_second):
             found = advice
     return found
 
@@ -68,7 +68,9 @@ def _grown(case: Case, profile: Profile, best: BatchAdvice) -> BatchAdvice:
     advice = _rated(case, profile, profile.micro_batch_size) or best
     while 2 * advice.batch_size <= LARGEST_BATCH:
         larger = _rated(case, profile, 2 * advice.batch_size)
-        if larger is None or larger.tokens_per_second < WORTH_DOUBLING * advice.tokens_per_second:
+        if larger is None:
+            return evolve(advice, larger_fits=False)
+        if larger.tokens_per_second < WORTH_DOUBLING * advice.tokens_per_second:
             break
         advice = larger
     return advice

@@ -82,9 +82,10 @@ def _wear(forecast: Forecast) -> str:
 def _advice(report: PlanReport) -> Iterator[str]:
     if report.advice is not None:
         advice = report.advice
+        why = "a larger batch is hardly faster" if advice.larger_fits else "a larger batch does not fit"
         yield (
             f"Recommended: run.batch_size: {advice.batch_size}, run.micro_batch_size: {advice.micro_batch_size} "
-            f"({advice.tokens_per_second:,.0f} tokens/s): a larger batch is hardly faster."
+            f"({advice.tokens_per_second:,.0f} tokens/s): {why}."
         )
     else:
         yield "No batch size fits."

@@ -13,6 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
 from lohan_core.forecast import Case, largest_that_fits, make_forecast, recommend_batch
+from lohan_core.forecast.advise import LARGEST_BATCH
 from lohan_core.forecast.family import SHAPES, scaled_config
 from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
@@ -43,7 +44,7 @@ MACHINE = Machine(
 )
 
 
-def profile_of(micro_batch_size=1, *, gpu_seconds=0.01, **rates):
+def profile_of(micro_batch_size=1, *, gpu_seconds=0.01, row_bytes=GIB // 16, **rates):
     """A model whose time on the GPU does not depend on how a batch is cut, and whose memory there does."""
 
     def block(role, *, seconds=0.0, transient_bytes=0):
@@ -57,7 +58,7 @@ def profile_of(micro_batch_size=1, *, gpu_seconds=0.01, **rates):
             transient_bytes=transient_bytes,
         )
 
-    layer = block(Role.LAYER, seconds=gpu_seconds * micro_batch_size, transient_bytes=GIB // 16 * micro_batch_size)
+    layer = block(Role.LAYER, seconds=gpu_seconds * micro_batch_size, transient_bytes=row_bytes * micro_batch_size)
     return Profile(
         machine=evolve(MACHINE, **rates),
         micro_batch_size=micro_batch_size,
@@ -149,6 +150,37 @@ def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
     assert rates[advice.batch_size] > 0.9 * max(rates.values())
     assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
     assert recommend_batch(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
+
+
+def test_the_advice_says_if_a_larger_batch_would_fit():
+    room = forecast_of(profile_of(1), batch_size=4).peak_bytes[Tier.HOST]
+    slow_drives = {f"ssd_{way}_bytes_per_second": 1e6 for way in ("read", "write", "mixed")}
+
+    def make(size):
+        return profile_of(size, gpu_seconds=1e-6, **slow_drives)
+
+    tight = recommend_batch(case_with(host_limit_bytes=room), make, (1,))
+    assert tight is not None
+    assert (tight.batch_size, tight.larger_fits) == (4, False)
+    roomy = recommend_batch(case_with(), make, (1,))
+    assert roomy is not None
+    assert (roomy.batch_size, roomy.larger_fits) == (LARGEST_BATCH, True)
+
+
+def test_a_batch_that_only_fits_whole_is_found():
+    """Several micro-batches of a 16-bit model need room on the GPU for their gradients' sums; one does not."""
+    slow_drives = {f"ssd_{way}_bytes_per_second": 1e6 for way in ("read", "write", "mixed")}
+
+    def make(size):
+        return profile_of(size, gpu_seconds=1e-6, row_bytes=0, **slow_drives)
+
+    whole = forecast_of(make(2), batch_size=2).peak_bytes[Tier.GPU]
+    case = case_with(gpu_limit_bytes=whole)
+    with pytest.raises(PlanError, match="on gpu"):
+        case.plan(make(1), 2)
+    advice = recommend_batch(case, make, (1, 2))
+    assert advice is not None
+    assert (advice.batch_size, advice.micro_batch_size, advice.larger_fits) == (2, 2, False)
 
 
 @given(limit=st.integers(0, len(SHAPES)))
