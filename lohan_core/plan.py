@@ -10,7 +10,9 @@ from attrs.validators import ge, gt, in_, instance_of, optional
 
 from lohan_core.layout import BLOCK_ALIGNMENT
 
-__all__ = ["BlockPlan", "Budget", "Plan", "Tier", "Update", "Workload"]
+__all__ = ["BlockPlan", "Budget", "Plan", "Tier", "Update", "Workload", "plannable_gpu_bytes"]
+
+ALLOCATOR_SHARE = 16
 
 
 class Tier(StrEnum):
@@ -41,6 +43,15 @@ class Budget:
     gpu_bytes: int = field(validator=ge(0))
     host_bytes: int = field(validator=ge(0))
     ssd_bytes: int = field(validator=ge(0))
+
+
+def plannable_gpu_bytes(gpu_bytes: int) -> int:
+    """Return what of a GPU's memory a plan may use.
+
+    A sixteenth is left to what no plan can count: the allocator's rounding and fragments, and the workspaces of
+    libraries. (A plan that filled 24 GiB to the last byte found 1.7 GiB of them in fragments.)
+    """
+    return gpu_bytes - gpu_bytes // ALLOCATOR_SHARE
 
 
 @frozen(kw_only=True)

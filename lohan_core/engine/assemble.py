@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from inspect import signature
@@ -28,7 +29,7 @@ from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
-from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.plan import Budget, Plan, Workload, plannable_gpu_bytes
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
@@ -133,7 +134,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _cap_device_memory(config: Config, device: torch.device) -> None:
-    """Make the user's cap one that torch enforces."""
+    """Make the user's cap one that torch enforces, and its allocator one that leaves few fragments below it."""
+    # Read when the allocator starts; what the user has set stays.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if device.type == "cuda" and config.memory.gpu is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.gpu / total), device)
@@ -177,7 +180,7 @@ def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
     free_ssd = storage.capacity().free_bytes + sum(storage.extents().values())
     free_gpu = free_device_bytes(resolve_device(config.run.device))
     return Budget(
-        gpu_bytes=min(memory.gpu or profile.machine.gpu_bytes, free_gpu),
+        gpu_bytes=plannable_gpu_bytes(min(memory.gpu or profile.machine.gpu_bytes, free_gpu)),
         host_bytes=min(memory.host or free_host, free_host),
         ssd_bytes=min(memory.ssd or free_ssd, free_ssd),
     )

@@ -9,7 +9,7 @@ from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.layout import round_up
-from lohan_core.plan import Budget, Plan, Update, Workload
+from lohan_core.plan import Budget, Plan, Update, Workload, plannable_gpu_bytes
 from lohan_core.planning import plan_step
 from lohan_core.profile import Machine, Profile
 from lohan_core.states import StateVector, chunk_alignment
@@ -69,7 +69,7 @@ class Case:
     def budget(self, machine: Machine) -> Budget:
         """Return what of the machine the run may use."""
         return Budget(
-            gpu_bytes=_least(machine.gpu_bytes, self.gpu_limit_bytes),
+            gpu_bytes=plannable_gpu_bytes(_least(machine.gpu_bytes, self.gpu_limit_bytes)),
             host_bytes=_least(machine.host_bytes, self.host_limit_bytes),
             ssd_bytes=_least(machine.ssd_bytes, self.ssd_limit_bytes),
         )

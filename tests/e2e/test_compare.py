@@ -6,6 +6,7 @@ import json
 
 import command_line
 import pytest
+from by_tiers import least_gpu_bytes
 from command_line import Death
 
 PLANNERS = "keep_nothing,keep_all,greedy"
@@ -61,10 +62,19 @@ def test_plans_that_do_not_fit_together_run_one_after_another_and_others_say_why
     run = make_run()
     free = compared(run, "--steps", "1", planners="keep_nothing,keep_all")
     nothing, everything = (row["predicted"]["peak_bytes"] for row in free["planners"])
-    alone = compared(run, "--steps", "1", "--set", f"memory.gpu={everything['gpu']}B", planners="keep_nothing,keep_all")
+    alone = compared(
+        run,
+        "--steps",
+        "1",
+        "--set",
+        f"memory.gpu={least_gpu_bytes(everything['gpu'])}B",
+        planners="keep_nothing,keep_all",
+    )
     assert alone["groups"] == [["keep_nothing"], ["keep_all"]]
     assert alone["losses_identical"] is True
-    tight = compared(run, "--steps", "1", "--set", f"memory.gpu={nothing['gpu']}B", planners="keep_nothing,keep_all")
+    tight = compared(
+        run, "--steps", "1", "--set", f"memory.gpu={least_gpu_bytes(nothing['gpu'])}B", planners="keep_nothing,keep_all"
+    )
     _, row = tight["planners"]
     assert row["measured"] is row["predicted"] is None
     assert row["reason"].startswith("the plan needs ")

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from attrs import evolve
+from by_tiers import least_gpu_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,7 +20,7 @@ from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
 from lohan_core.forecast.report import LargestModel, PlanReport
 from lohan_core.layout import BLOCK_ALIGNMENT
-from lohan_core.plan import Tier, Update
+from lohan_core.plan import Tier, Update, plannable_gpu_bytes
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.task import Lane
@@ -119,7 +120,7 @@ def test_nothing_written_wears_nothing():
 def test_limits_of_the_user_bound_the_budget():
     case = case_with(gpu_limit_bytes=GIB // 2, host_limit_bytes=4 * GIB)
     budget = case.budget(MACHINE)
-    assert (budget.gpu_bytes, budget.host_bytes, budget.ssd_bytes) == (GIB // 2, GIB, GIB)
+    assert (budget.gpu_bytes, budget.host_bytes, budget.ssd_bytes) == (plannable_gpu_bytes(GIB // 2), GIB, GIB)
 
 
 def test_layers_too_large_for_three_get_by_with_fewer():
@@ -127,7 +128,7 @@ def test_layers_too_large_for_three_get_by_with_fewer():
     roomy, workload = case_with().plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (3, 2)
     taken = make_forecast(case_with(), profile, 1, parameters=1).peak_bytes[Tier.GPU]
-    tight, workload = case_with(gpu_limit_bytes=taken - 1).plan(profile, 1)
+    tight, workload = case_with(gpu_limit_bytes=least_gpu_bytes(taken) - 1).plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (2, 1)
     assert tight == roomy
     with pytest.raises(PlanError, match=r"needs .* on gpu"):
