@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from attrs import evolve
 
 from lohan_core.backend import Kind
@@ -79,7 +78,6 @@ def _run_all(
     measured: dict[str, Measurement] = {}
     failed: dict[str, str] = {}
     for group in groups:
-        torch.cuda.empty_cache()  # what others have left in torch's cache would be fragments
         with scratch_folder(config, registry) as folder:
             runs = {name: (scratch_config(folder, config, name, foreseen.profile), plans[name].plan) for name in group}
             outcomes = carry_out(runs, batches, registry, report, steps=steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import product
 from typing import Self
 
 import torch
@@ -44,30 +46,41 @@ def carry_out(
     Raises:
         LohanError: anything else that the user can mend.
     """
-    total = (UNCOUNTED_STEPS + steps) * len(runs)
+    _collect_memory()
+    runners: dict[str, _Runner] = {}
     failed: dict[str, str] = {}
-    with ExitStack() as stack:
-        runners: dict[str, _Runner] = {}
+    try:
         for name, (config, plan) in runs.items():
             try:
                 runners[name] = _Runner.open(config, plan, batches[0], registry, report)
             except PlanError as error:
                 failed[name] = str(error)
-            else:
-                stack.callback(runners[name].engine.close)
-        for turn in range(total):
-            report(f"running {', '.join(runs)}", turn, total)
-            step, number = divmod(turn, len(runs))
-            name = list(runs)[number]
-            if name in failed:
-                continue
-            try:
-                runners[name].step(batches[step], step)
-            except PlanError as error:
-                failed[name] = str(error)
-                runners.pop(name).engine.close()  # the others have its memory
-        report(f"running {', '.join(runs)}", total, total)
-        return Outcomes(measured={name: runner.measurement() for name, runner in runners.items()}, failed=failed)
+        _take_turns(runners, failed, batches, UNCOUNTED_STEPS + steps, report)
+    finally:
+        with ExitStack() as closing:
+            for runner in runners.values():
+                closing.callback(runner.engine.close)
+    return Outcomes(measured={name: runner.measurement() for name, runner in runners.items()}, failed=failed)
+
+
+def _take_turns(
+    runners: dict[str, _Runner], failed: dict[str, str], batches: Batches, steps: int, report: Report
+) -> None:
+    """Let every run take its first step, then every one its second; one that fails goes from one table to the other."""
+    what = f"running {', '.join(runners)}"
+    total = steps * len(runners)
+    for turn, (step, name) in enumerate(product(range(steps), list(runners))):
+        report(what, turn, total)
+        if name in failed:
+            continue
+        try:
+            runners[name].step(batches[step], step)
+        except PlanError as error:
+            failed[name] = str(error)
+        if name in failed:  # not above: an error that is being handled holds on to the engine
+            runners.pop(name).engine.close()
+            _collect_memory()
+    report(what, total, total)
 
 
 @define
@@ -127,3 +140,9 @@ def _learning_rate(config: Config, step: int) -> float:
 def _allocated_bytes(device: torch.device) -> int:
     """Device memory in this process's tensors; 0 where the CPU computes."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _collect_memory() -> None:
+    """Make room: what a failed run leaves in reference cycles, and in torch's cache, where it would be fragments."""
+    gc.collect()
+    torch.cuda.empty_cache()

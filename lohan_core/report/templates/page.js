@@ -64,7 +64,7 @@ function legend(target, title, entries) {
   }
 }
 
-const LEFT = 92, RIGHT = 200, WIDTH = 1400, ROW = 26, GAP = 6;
+const LEFT = 92, RIGHT = 230, WIDTH = 1400, ROW = 26, GAP = 6;
 
 function describePiece(ops, lane, [start, end, op, tasks, block, microBatch, chunk, work]) {
   const places = [["block", block], ["micro-batch", microBatch], ["chunk", chunk]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -21,20 +23,24 @@ CONFIG = SimpleNamespace(
 )
 
 
-@define
+def no_room():
+    return PlanError("no room")
+
+
+@define(eq=False)
 class FakeEngine:
     """Writes down what is done to it, and fails in the step that it is told to."""
 
     name: str
     log: list
     fails_in: int | None
-    error: Exception
+    error: Callable[[], Exception]
     model: SimpleNamespace = field(factory=lambda: SimpleNamespace(device=torch.device("cpu")))
 
     def step(self, batch, *, lr):
         self.log.append((self.name, batch, lr))
         if batch == self.fails_in:
-            raise self.error
+            raise self.error()
         return SimpleNamespace(
             loss=float(batch), seconds=1.0, storage_read_bytes=2, storage_write_bytes=3, timeline=TIMELINE
         )
@@ -47,14 +53,13 @@ class FakeEngine:
 def carry_out(monkeypatch):
     """Carry plans out that are the names of fake engines; returns what came of it and the log."""
 
-    def carry_out(*plans, fails=None, error=None, steps=2):
+    def carry_out(*plans, fails=None, error=no_room, steps=2):
         log = []
-        error = error or PlanError("no room")
 
         def open_engine(config, _sample, *, plan, **_):
             assert config is CONFIG
             if (fails or {}).get(plan) == "open":
-                raise error
+                raise error()
             return FakeEngine(plan, log, (fails or {}).get(plan), error)
 
         monkeypatch.setattr(runner, "open_engine", open_engine)
@@ -90,11 +95,26 @@ def test_who_runs_out_of_memory_drops_out_and_is_closed_at_once(carry_out):
     assert [name for name, *_ in log[failed + 2 :]][:2] == ["c", "c"]
 
 
+def test_who_drops_out_leaves_its_memory_to_the_others(carry_out, monkeypatch):
+    engines = weakref.WeakSet()
+    seen = []
+    step = FakeEngine.step
+
+    def watched(engine, batch, *, lr):
+        engines.add(engine)
+        seen.append((engine.name, batch, sorted(other.name for other in engines)))
+        return step(engine, batch, lr=lr)
+
+    monkeypatch.setattr(FakeEngine, "step", watched)
+    carry_out("a", "b", fails={"a": 1})
+    assert seen[2:] == [("a", 1, ["a", "b"]), ("b", 1, ["b"]), ("b", 2, ["b"])]
+
+
 def test_a_drive_that_fails_ends_the_comparison_and_closes_everything(carry_out, monkeypatch):
     closed = []
     monkeypatch.setattr(FakeEngine, "close", lambda engine: closed.append(engine.name))
     with pytest.raises(StorageError):
-        carry_out("a", "b", fails={"b": 1}, error=StorageError(5, "the drive is gone"))
+        carry_out("a", "b", fails={"b": 1}, error=lambda: StorageError(5, "the drive is gone"))
     assert sorted(closed) == ["a", "b"]
 
 
