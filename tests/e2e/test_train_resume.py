@@ -192,6 +192,18 @@ def test_a_run_may_go_on_by_another_plan(make_run, undisturbed):
     assert model == expected_model
 
 
+def test_planning_anew_changes_no_result(make_run, undisturbed):
+    run = make_run()
+    ended = run.train("planner.backend=greedy", "run.replan_after=2")
+    assert (ended.code, ended.err) == (0, "")
+    assert "step 2 took " in ended.out
+    metrics, model = run.outcome()
+    expected_metrics, expected_model = undisturbed()
+    moved = {"storage_read_bytes", "storage_write_bytes"}
+    assert [_without(entry, moved) for entry in metrics] == [_without(entry, moved) for entry in expected_metrics]
+    assert model == expected_model
+
+
 def _without(entry, keys):
     return {key: value for key, value in entry.items() if key not in keys}
 

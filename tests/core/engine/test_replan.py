@@ -1,0 +1,122 @@
+"""Going on by another plan in mid-run: the results are those of a run that kept its plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_lms import make_batch
+from tiny_runs import different, open_run
+
+from lohan_core.errors import PlanError
+from lohan_core.interfaces.planner import Planner
+from lohan_core.plan import BlockPlan, Plan, Tier
+from lohan_core.profile import Role
+from lohan_core.schedule.timeline import Span, Timeline
+from lohan_core.train.replan import replan
+
+OPTIMIZER = {"backend": "cpuadam", "lr": 1e-3, "max_grad_norm": 1.0}
+
+
+class Stubborn(Planner):
+    """Always gives the plan that it was made with, or refuses."""
+
+    def __init__(self, plan):
+        self._plan = plan
+
+    def plan(self, profile, budget, workload):
+        del profile, budget, workload
+        if self._plan is None:
+            raise PlanError("nothing fits any more")
+        return self._plan
+
+
+def keeping_everything(profile, states=Tier.HOST):
+    return Plan(
+        planner="everything",
+        blocks=tuple(
+            BlockPlan(
+                states=states,
+                inputs=Tier.HOST if block.role is Role.PRELUDE else Tier.GPU,
+                keep={c.index: Tier.GPU for c in block.candidates},
+                gradients=states,
+            )
+            for block in profile.blocks
+        ),
+    )
+
+
+def exported(engine, directory):
+    engine.export(directory, torch.float32)
+    return {name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def stretched(timeline, factor):
+    return Timeline(
+        schedule=timeline.schedule, spans=tuple(Span(s.start * factor, s.end * factor) for s in timeline.spans)
+    )
+
+
+@pytest.mark.parametrize("storage", [{"backend": "memory"}, {"backend": "aio"}])
+def test_an_engine_that_adopts_plans_computes_what_one_that_keeps_its_plan_does(tmp_path, models, storage):
+    batches = [make_batch(seed, micro_batches=2) for seed in range(6)]
+
+    def trained(name, *, changes):
+        with open_run(tmp_path / name, models["gpt2"], batches[0], optimizer=OPTIMIZER, storage=storage) as engine:
+            losses = []
+            original = engine.plan
+            for number, batch in enumerate(batches):
+                if changes and number % 2 == 1:
+                    plan = original if number == 3 else keeping_everything(engine.profile)
+                    engine.adopt(plan, engine.profile, engine.workload, {"before": number})
+                    assert (engine.plan, engine.durable_step, engine.progress) == (plan, number, {"before": number})
+                losses.append(engine.step(batch, lr=1e-3).loss)
+            return losses, exported(engine, tmp_path / f"{name}-model")
+
+    losses, parameters = trained("kept", changes=False)
+    other_losses, other_parameters = trained("changed", changes=True)
+    assert other_losses == losses
+    assert different(other_parameters, parameters) == []
+
+
+def test_a_faster_plan_is_adopted_and_its_profile_with_it(tmp_path, models):
+    batch = make_batch(0)
+    with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER) as engine:
+        result = engine.step(batch, lr=1e-3)
+        before = engine.profile
+        plan = keeping_everything(engine.profile)
+        said = replan(engine, Stubborn(plan), stretched(result.timeline, 10), {"metrics": {"step": 1}})
+        assert "step 1 took" in said
+        assert "planned anew" in said
+        assert engine.plan == plan
+        assert engine.profile != before
+        assert engine.progress == {"metrics": {"step": 1}}
+        assert engine.step(batch, lr=1e-3).step == 2
+
+
+def test_a_plan_that_is_no_faster_or_none_changes_nothing(tmp_path, models):
+    batch = make_batch(0)
+    with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER) as engine:
+        result = engine.step(batch, lr=1e-3)
+        plan, profile = engine.plan, engine.profile
+        assert "the plan stays: the planner finds none" in replan(engine, Stubborn(plan), result.timeline, {})
+        assert "the plan stays: nothing fits any more" in replan(engine, Stubborn(None), result.timeline, {})
+        assert (engine.plan, engine.profile) == (plan, profile)
+        assert engine.durable_step == 0
+
+
+def test_a_plan_whose_memory_is_not_to_be_had_closes_the_engine_and_loses_nothing(tmp_path, models, monkeypatch):
+    batch = make_batch(0)
+    drives = {"backend": "aio"}
+    with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER, storage=drives) as engine:
+        engine.step(batch, lr=1e-3)
+
+        def refuse(*_, **__):
+            raise PlanError("no memory")
+
+        monkeypatch.setattr("lohan_core.engine.engine.build_machinery", refuse)
+        with pytest.raises(PlanError, match="no memory"):
+            engine.adopt(keeping_everything(engine.profile), engine.profile, engine.workload, {})
+    monkeypatch.undo()
+    with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER, storage=drives) as again:
+        assert again.finished_step == 1
