@@ -64,6 +64,7 @@ def open_engine(
     registry: Registry | None = None,
     identity: Mapping[str, str] | None = None,
     plan: Plan | None = None,
+    workload: Workload | None = None,
     report: Report = _say_nothing,
 ) -> Engine:
     """Open a run: cut the model, open the backends, make or verify the store, measure, plan, and reserve all memory.
@@ -74,6 +75,7 @@ def open_engine(
         registry: where backends are found; by default all installed plugins.
         identity: what else the store must agree on to be taken up again, beside model, optimizer and dtype.
         plan: carry this plan out instead of asking the planner.
+        workload: what ``plan`` was made for, if that is not what the config says: with fewer slots on the GPU, say.
         report: told how long steps go.
 
     Raises:
@@ -93,7 +95,7 @@ def open_engine(
         )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
-        workload = _workload(config, sample, parts.chunk_elements)
+        workload = workload or _workload(config, sample, parts.chunk_elements)
         budget = _budget(config, profile, parts.storage)
         if plan is None:
             planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
