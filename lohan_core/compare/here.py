@@ -69,9 +69,9 @@ def _run_all(
     foreseen: Comparison, config: Config, batches: Batches, registry: Registry, report: Report, *, steps: int
 ) -> Comparison:
     """Add to what was predicted what comes of it."""
-    plans = {c.planner: c.prediction for c in foreseen.contenders if c.prediction}
+    predictions = {c.planner: c.prediction for c in foreseen.contenders if c.prediction}
     groups = group_by_memory(
-        {name: prediction.peak_bytes for name, prediction in plans.items()},
+        {name: prediction.peak_bytes for name, prediction in predictions.items()},
         foreseen.budget,
         one_memory=resolve_device(config.run.device).type == "cpu",
     )
@@ -79,7 +79,7 @@ def _run_all(
     failed: dict[str, str] = {}
     for group in groups:
         with scratch_folder(config, registry) as folder:
-            runs = {name: (scratch_config(folder, config, name, foreseen.profile), plans[name].plan) for name in group}
+            runs = {name: (scratch_config(folder, config, name, foreseen.profile), predictions[name]) for name in group}
             outcomes = carry_out(runs, batches, registry, report, steps=steps)
         measured |= outcomes.measured
         failed |= outcomes.failed

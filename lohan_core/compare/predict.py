@@ -11,10 +11,11 @@ from lohan_core.compare.records import Comparison, Contender, Prediction
 from lohan_core.config.sections import Config
 from lohan_core.config.structure import structure_values
 from lohan_core.errors import ConfigError, PlanError
-from lohan_core.evaluate import TimeModel, evaluate, require_feasible
+from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.forecast import Case
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.planning import plan_step
 from lohan_core.profile import Profile
 from lohan_core.registry import Registry
 from lohan_core.schedule.build import build_schedule
@@ -64,12 +65,12 @@ def predict_all(
     for number, named in enumerate(planners):
         report("planning", number, len(planners))
         try:
-            plan = require_feasible(named.planner.plan(profile, budget, workload), profile, workload, budget)
+            plan, fitting = plan_step(named.planner, profile, budget, workload)
         except PlanError as error:
             reason = str(error).removeprefix(f"planner {named.name!r}: ")
             contenders.append(Contender(planner=named.name, reason=reason))
         else:
-            prediction = predict(plan, profile, workload, budget)
+            prediction = predict(plan, profile, fitting, budget)
             contenders.append(Contender(planner=named.name, prediction=prediction))
     report("planning", len(planners), len(planners))
     return Comparison(profile=profile, workload=workload, budget=budget, contenders=tuple(contenders))
@@ -79,4 +80,4 @@ def predict(plan: Plan, profile: Profile, workload: Workload, budget: Budget) ->
     """Simulate a plan's step, and add up the memory that it takes."""
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)  # memory is the same in all models
     timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
-    return Prediction(plan=plan, timeline=timeline, peak_bytes=memory.peak_bytes)
+    return Prediction(plan=plan, workload=workload, timeline=timeline, peak_bytes=memory.peak_bytes)

@@ -18,9 +18,13 @@ __all__ = ["Comparison", "Contender", "MeasuredStep", "Measurement", "Prediction
 
 @frozen(kw_only=True)
 class Prediction:
-    """A plan, the simulated timeline of its step, and the bytes that it takes on each tier."""
+    """A plan, the simulated timeline of its step, and the bytes that it takes on each tier.
+
+    ``workload`` is what the plan is for: the comparison's, or with fewer slots on the GPU where only that fits.
+    """
 
     plan: Plan
+    workload: Workload
     timeline: Timeline
     peak_bytes: Mapping[Tier, int]
 

@@ -11,14 +11,13 @@ from typing import Self
 import torch
 from attrs import define, field, frozen
 
-from lohan_core.compare.records import MeasuredStep, Measurement
+from lohan_core.compare.records import MeasuredStep, Measurement, Prediction
 from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.engine import Engine, open_engine
 from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import Report, optimizer_settings
 from lohan_core.errors import PlanError
-from lohan_core.plan import Plan
 from lohan_core.registry import Registry
 from lohan_core.train.learning_rate import learning_rate
 
@@ -37,7 +36,7 @@ class Outcomes:
 
 
 def carry_out(
-    runs: Mapping[str, tuple[Config, Plan]], batches: Batches, registry: Registry, report: Report, *, steps: int
+    runs: Mapping[str, tuple[Config, Prediction]], batches: Batches, registry: Registry, report: Report, *, steps: int
 ) -> Outcomes:
     """Take the first steps of several runs in turn: one that does not count, then ``steps``.
 
@@ -50,9 +49,9 @@ def carry_out(
     runners: dict[str, _Runner] = {}
     failed: dict[str, str] = {}
     try:
-        for name, (config, plan) in runs.items():
+        for name, (config, prediction) in runs.items():
             try:
-                runners[name] = _Runner.open(config, plan, batches[0], registry, report)
+                runners[name] = _Runner.open(config, prediction, batches[0], registry, report)
             except PlanError as error:
                 failed[name] = str(error)
         _take_turns(runners, failed, batches, UNCOUNTED_STEPS + steps, report)
@@ -94,11 +93,13 @@ class _Runner:
     steps: list[MeasuredStep] = field(factory=list)
 
     @classmethod
-    def open(cls, config: Config, plan: Plan, sample: Batch, registry: Registry, report: Report) -> Self:
+    def open(cls, config: Config, prediction: Prediction, sample: Batch, registry: Registry, report: Report) -> Self:
         """Open the engine, and see how much device memory that takes: others may be open beside it."""
         device = resolve_device(config.run.device)
         before = _allocated_bytes(device)
-        engine = open_engine(config, sample, registry=registry, plan=plan, report=report)
+        engine = open_engine(
+            config, sample, registry=registry, plan=prediction.plan, workload=prediction.workload, report=report
+        )
         return cls(engine, config, _allocated_bytes(device) - before)
 
     def step(self, batch: Batch, number: int) -> None:

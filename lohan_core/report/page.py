@@ -156,10 +156,10 @@ def _sweeps(comparison: Comparison, summary: Mapping[str, Any]) -> dict[str, Any
     curves: dict[Any, Sweep] = {}
     for contender in comparison.contenders:
         if contender.prediction:
-            plan = contender.prediction.plan
+            plan, workload = contender.prediction.plan, contender.prediction.workload
             placement = tuple((decisions.states, decisions.gradients) for decisions in plan.blocks)
             if placement not in curves:
-                curves[placement] = sweep(comparison.profile, comparison.workload, comparison.budget, plan)
+                curves[placement] = sweep(comparison.profile, workload, comparison.budget, plan)
     if not curves:
         return None
     return {

@@ -56,14 +56,15 @@ def carry_out(monkeypatch):
     def carry_out(*plans, fails=None, error=no_room, steps=2):
         log = []
 
-        def open_engine(config, _sample, *, plan, **_):
+        def open_engine(config, _sample, *, plan, workload, **_):
             assert config is CONFIG
+            assert workload == f"what {plan} is for"
             if (fails or {}).get(plan) == "open":
                 raise error()
             return FakeEngine(plan, log, (fails or {}).get(plan), error)
 
         monkeypatch.setattr(runner, "open_engine", open_engine)
-        runs = {plan: (CONFIG, plan) for plan in plans}
+        runs = {plan: (CONFIG, SimpleNamespace(plan=plan, workload=f"what {plan} is for")) for plan in plans}
         return runner.carry_out(runs, range(100), None, lambda *_: None, steps=steps), log
 
     return carry_out
