@@ -34,8 +34,9 @@ def compare_on(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
     )
     dtype: torch.dtype = getattr(torch, config.run.dtype)
-    model_config = read_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    profile = Outline(model_config, dtype).profile(
+    trust = config.model.trust_remote_code
+    model_config = read_config(config.model.path, trust_remote_code=trust)
+    profile = Outline(model_config, dtype, trust_remote_code=trust).profile(
         hardware,
         micro_batch_size=config.run.micro_batch_size,
         sequence_length=config.data.sequence_length,
