@@ -41,11 +41,12 @@ def test_the_tests_run_on_the_installed_wheel():
 
 
 @needs_wheel
-def test_the_wheel_holds_every_module_and_the_native_ones():
+def test_the_wheel_holds_every_module_with_its_data_and_the_native_ones():
     installed = set(installed_files())
     for package in PACKAGES:
-        for path in [*package.rglob("*.py"), *package.rglob("py.typed")]:
-            assert str(path.relative_to(package.parent)) in installed
+        for suffix in ("*.py", "py.typed", "*.yaml", "*.html", "*.css", "*.js"):
+            for path in package.rglob(suffix):
+                assert str(path.relative_to(package.parent)) in installed
     for native in NATIVE:
         assert [file for file in installed if file.startswith(f"{native}.") and file.endswith(".so")]
 
