@@ -14,7 +14,9 @@ All are bound by memory, so what counts is bytes per parameter.
 - ``in place`` negates a buffer by torch: every line is read and written back, as the states' are. It comes closest to
   what the memory can do for an update.
 
-They alternate in one process, and ratios are taken round by round: what else runs on the machine then slows all alike.
+All work in memory such as the engine's: mapped by :func:`lohan_core.memory.allocate_host`, and the updates in chunks of
+the size that ``memory.chunk`` has by default. They alternate in one process, and ratios are taken round by round: what
+else runs on the machine then slows all alike.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from attrs.validators import deep_iterable, ge, min_len
 from lohan_core.backend import Kind
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
+from lohan_core.memory import allocate_host
 from lohan_core.registry import Registry, load_registry
+from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +51,12 @@ _BACKEND = "cpuadam"
 _TORCH = "torch fused"
 _COPY = "copy"
 _IN_PLACE = "in place"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _BYTES_PER_PARAMETER = 28
+_SETTLING_SECONDS = 0.02
+"""Waited before each measurement: torch's threads spin for some milliseconds after their work, on cores that the next
+contender needs."""
+CHUNK_PARAMETERS = 1 << 24
 _STEP = Hyperparameters(step=10, lr=1e-5, weight_decay=0.01, gradient_factor=0.5)
 
 
@@ -106,7 +115,8 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
         for threads in options.threads
     }
     our_update, torch_update = _updates(options.parameters)
-    source, target = (torch.ones(options.parameters * _BYTES_PER_PARAMETER // 8) for _ in range(2))
+    moved_bytes = options.parameters * _BYTES_PER_PARAMETER // 2
+    source, target = (allocate_host(moved_bytes, pin=False).view(torch.int16).fill_(1) for _ in range(2))
     threads_before = torch.get_num_threads()
     rows: list[AdamBenchRow] = []
     try:
@@ -175,15 +185,40 @@ def _updates(n: int) -> tuple[Callable[[Optimizer], None], Callable[[], object]]
     """Return our update and torch's. Both work on the same states, so that neither has the luckier pages."""
     import torch
 
-    parameter = torch.nn.Parameter(torch.randn(n).mul_(0.02))
-    parameter.grad = torch.randn(n)
-    oracle = torch.optim.AdamW([parameter], lr=_STEP.lr, weight_decay=_STEP.weight_decay, fused=True)
+    pieces = [_piece(min(CHUNK_PARAMETERS, n - start)) for start in range(0, n, CHUNK_PARAMETERS)]
+    parameters = []
+    for values, gradient in pieces:
+        parameter = torch.nn.Parameter(values["master"])
+        parameter.grad = allocate_host(4 * gradient.numel(), pin=False).view(torch.float32).copy_(gradient)
+        parameters.append(parameter)
+    oracle = torch.optim.AdamW(parameters, lr=_STEP.lr, weight_decay=_STEP.weight_decay, fused=True)
     oracle.step()  # makes its states
-    master = parameter.detach()
-    states = {name: oracle.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")}
-    gradient = parameter.grad.bfloat16()
-    weights = torch.zeros(n, dtype=torch.bfloat16)
-    return lambda optimizer: optimizer.update(master, states, gradient, weights, _STEP), oracle.step
+    for parameter, (values, _) in zip(parameters, pieces, strict=True):
+        for name in _MOMENTS:
+            oracle.state[parameter][name] = values[name].copy_(oracle.state[parameter][name])
+
+    def our_step(optimizer: Optimizer) -> None:
+        for values, gradient in pieces:
+            moments = {name: values[name] for name in _MOMENTS}
+            optimizer.update(values["master"], moments, gradient, values["weights"], _STEP)
+
+    return our_step, oracle.step
+
+
+def _piece(n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return the states and weights of one chunk, laid out in memory as the engine lays them, and its gradient."""
+    import torch
+
+    vectors = [StateVector(name=name, value_bytes=4) for name in ("master", *_MOMENTS)]
+    vectors.append(StateVector(name="weights", value_bytes=2))
+    record = allocate_host(chunk_record_bytes(vectors, n), pin=False)
+    values = {}
+    for vector in vectors:
+        offset, _ = place_in_record(vectors, n)[vector.name]
+        dtype = torch.float32 if vector.value_bytes == 4 else torch.bfloat16
+        values[vector.name] = record[offset : offset + n * vector.value_bytes].view(dtype)
+    values["master"].normal_().mul_(0.02)
+    return values, allocate_host(2 * n, pin=False).view(torch.bfloat16).normal_()
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
@@ -200,6 +235,7 @@ def _alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> d
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for measured in (False, *[True] * rounds):  # the first round touches the memory and starts the threads
         for name, work in contenders.items():
+            time.sleep(_SETTLING_SECONDS)
             start = time.perf_counter()
             work()
             if measured:
