@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,9 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts and a timeline too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predict a run's step, what bounds it, and the memory that it takes. Reads no weights and no data.
@@ -43,12 +47,15 @@ def plan(
     from lohan_core.forecast.render import render
     from lohan_core.hardware import find_hardware, with_overrides
     from lohan_core.registry import load_registry
+    from lohan_core.report import plan_page, write_page
     from lohan_core.train.progress import RunProgress
     from lohan_core.units import parse_bytes
 
     transformers_logging.set_verbosity_error()
     if hardware is None and (drives is not None or host is not None or largest):
         raise ConfigError("--drives, --host and --largest are about the machine of --hardware: give that too")
+    if page is not None and not os.access(page.absolute().parent, os.W_OK):
+        raise ConfigError(f"--report: {page} cannot be written; give a file in a directory that exists")
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     with RunProgress(Console(file=sys.stderr)) as progress:
@@ -65,4 +72,7 @@ def plan(
         print(json.dumps(report.plain(), indent=1))
     else:
         Console(highlight=False).print(render(report), soft_wrap=True)
+    if page is not None and report.planned is not None:
+        planned = report.planned
+        write_page(page, plan_page(planned.plan, planned.profile, planned.workload, planned.budget))
     raise typer.Exit(0 if report.fits else 1)

@@ -19,8 +19,8 @@ from lohan_core.errors import PlanError
 from lohan_core.forecast.advise import recommend_batch
 from lohan_core.forecast.case import Case
 from lohan_core.forecast.family import Shape, largest_that_fits, scaled_config
-from lohan_core.forecast.forecast import Forecast, make_forecast
-from lohan_core.forecast.report import LargestModel, PlanReport
+from lohan_core.forecast.forecast import Forecast, forecast_plan
+from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
 from lohan_core.hardware import Hardware
 from lohan_core.model.skeleton import read_config
 from lohan_core.profile import Profile
@@ -52,15 +52,10 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     asker = _Asker(hardware, states, config.data.sequence_length, dtype, report)
     outline = Outline(model_config, dtype, trust_remote_code=trust)
     profile_of = asker.profiles(outline)
-    forecast, refusal = _try(
-        case,
-        profile_of(config.run.micro_batch_size),
-        config,
-        parameters=outline.parameters,
-        endurance_bytes=_endurance(hardware),
-    )
+    planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
     return PlanReport(
-        forecast=forecast,
+        forecast=_forecast(planned, outline.parameters, _endurance(hardware)),
+        planned=planned,
         refusal=refusal,
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
         largest=asker.largest(case, model_config, trust_remote_code=trust) if largest else None,
@@ -79,10 +74,11 @@ def plan_here(config: Config, registry: Registry, device: torch.device, *, repor
         profile = profiler.profile(subject)
         parameters = sum(block.parameters for block in subject.model.blocks)
         case = _case(config, registry, profile.states, subject.model.dtype)
-    forecast, refusal = _try(case, profile, config, parameters=parameters)
+    planned, refusal = _try(case, profile, config)
     size = profile.micro_batch_size
     return PlanReport(
-        forecast=forecast,
+        forecast=_forecast(planned, parameters),
+        planned=planned,
         refusal=refusal,
         advice=recommend_batch(case, lambda _: profile, (size,)),
         largest=None,
@@ -95,16 +91,26 @@ def _case(config: Config, registry: Registry, states: tuple[StateVector, ...], d
     return Case.of(config, planner, states, dtype.itemsize)
 
 
-def _try(
-    case: Case, profile: Profile, config: Config, *, parameters: int, endurance_bytes: int | None = None
-) -> tuple[Forecast | None, str | None]:
+def _try(case: Case, profile: Profile, config: Config) -> tuple[PlannedStep | None, str | None]:
+    """Let the planner decide; return what it decided, or why nothing fits."""
     try:
-        forecast = make_forecast(
-            case, profile, config.run.batch_size, parameters=parameters, endurance_bytes=endurance_bytes
-        )
+        plan, workload = case.plan(profile, config.run.batch_size // profile.micro_batch_size)
     except PlanError as error:
         return None, str(error)
-    return forecast, None
+    return PlannedStep(plan=plan, profile=profile, workload=workload, budget=case.budget(profile.machine)), None
+
+
+def _forecast(planned: PlannedStep | None, parameters: int, endurance_bytes: int | None = None) -> Forecast | None:
+    if planned is None:
+        return None
+    return forecast_plan(
+        planned.plan,
+        planned.profile,
+        planned.workload,
+        planned.budget,
+        parameters=parameters,
+        endurance_bytes=endurance_bytes,
+    )
 
 
 def _endurance(hardware: Hardware) -> int | None:

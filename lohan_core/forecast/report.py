@@ -9,8 +9,10 @@ from attrs import asdict, frozen
 
 from lohan_core.forecast.advise import BatchAdvice
 from lohan_core.forecast.forecast import Forecast
+from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.profile import Profile
 
-__all__ = ["LargestModel", "PlanReport"]
+__all__ = ["LargestModel", "PlanReport", "PlannedStep"]
 
 
 @frozen(kw_only=True)
@@ -24,11 +26,22 @@ class LargestModel:
 
 
 @frozen(kw_only=True)
+class PlannedStep:
+    """The plan that was forecast, and what it was made for."""
+
+    plan: Plan
+    profile: Profile
+    workload: Workload
+    budget: Budget
+
+
+@frozen(kw_only=True)
 class PlanReport:
     """The answer to one question.
 
     ``forecast`` is None when the planner finds nothing that fits: ``refusal`` then says why. ``advice`` is None when no
-    batch fits; ``largest`` when it was not asked for, or not even the smallest fits.
+    batch fits; ``largest`` when it was not asked for, or not even the smallest fits. ``planned`` is for whoever draws
+    the step: it is no part of the answer in words.
     """
 
     forecast: Forecast | None
@@ -36,6 +49,7 @@ class PlanReport:
     advice: BatchAdvice | None
     largest: LargestModel | None
     searched_largest: bool
+    planned: PlannedStep | None = None
 
     @property
     def fits(self) -> bool:
@@ -44,4 +58,4 @@ class PlanReport:
 
     def plain(self) -> Mapping[str, Any]:
         """Return plain data, for JSON."""
-        return {"fits": self.fits, **asdict(self)}
+        return {"fits": self.fits, **asdict(self, filter=lambda attribute, _: attribute.name != "planned")}

@@ -66,6 +66,19 @@ def test_a_plan_for_a_machine_that_is_elsewhere(monkeypatch, capsys, config):
     assert not (config.parent / "run").exists(), "it only predicts"
 
 
+def test_a_page_shows_the_planned_step(monkeypatch, capsys, config):
+    page = config.parent / "plan.html"
+    code, _, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--report", page)
+    assert code == 0
+    text = page.read_text()
+    assert "keep_nothing" in text
+    assert "ssd_write" in text
+    absent = config.parent / "absent" / "plan.html"
+    code, _, complaint = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--report", absent)
+    assert (code, len(complaint.splitlines())) == (2, 1)
+    assert "--report" in complaint
+
+
 def tiny_llama():
     from transformers import AutoModelForCausalLM
 
