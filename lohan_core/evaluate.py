@@ -20,7 +20,8 @@ from lohan_core.units import format_bytes
 __all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible"]
 
 _REMEDIES = {
-    Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu",
+    Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
+    "a sixteenth is left to the allocator",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or set run.durability: none",
 }

@@ -88,7 +88,7 @@ MISTAKES = {
     "a file for a drive": (["storage.directories=[WRONG/empty.jsonl]"], ["storage.directories", "not a directory"]),
     "a run below a file": (["run.dir=WRONG/empty.jsonl/run"], ["run.dir", "WRONG/empty.jsonl/run", "Not a directory"]),
     "too little host memory": (["memory.host=64KiB"], ["on host", "64.0 KiB", "memory.host"]),
-    "too little device memory": (["memory.gpu=64KiB"], ["on gpu", "64.0 KiB", "memory.gpu"]),
+    "too little device memory": (["memory.gpu=64KiB"], ["on gpu", "60.0 KiB", "memory.gpu"]),
     "too little disk": (["memory.ssd=1MiB"], ["on ssd", "1.00 MiB", "run.durability"]),
 }
 # Likewise, of a store that there is.
