@@ -8,7 +8,6 @@ from enum import StrEnum
 from attrs import evolve, frozen
 
 from lohan_core.evaluate import TimeModel, evaluate
-from lohan_core.forecast.case import Case
 from lohan_core.lane_model import step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
@@ -17,7 +16,7 @@ from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
 from lohan_core.schedule.timeline import Timeline
 
-__all__ = ["Forecast", "Part", "forecast_plan", "make_forecast"]
+__all__ = ["Forecast", "Part", "forecast_plan"]
 
 CLEAR_BOUND = 0.9
 """Share of the step from which on a part of the machine is said to bound it."""
@@ -81,26 +80,6 @@ class Forecast:
         return self.occupied[self.bounds] >= CLEAR_BOUND
 
 
-def make_forecast(
-    case: Case, profile: Profile, batch_size: int, *, parameters: int, endurance_bytes: int | None = None
-) -> Forecast:
-    """Plan one step and predict it.
-
-    Args:
-        case: planner, settings and limits.
-        profile: machine and model, for one micro-batch.
-        batch_size: rows of a step; a multiple of the profile's micro-batch size.
-        parameters: number of trained parameters, as people count them.
-        endurance_bytes: what may be written to all drives together in their life.
-
-    Raises:
-        PlanError: the planner finds nothing that fits.
-    """
-    plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
-    budget = case.budget(profile.machine)
-    return forecast_plan(plan, profile, workload, budget, parameters=parameters, endurance_bytes=endurance_bytes)
-
-
 def forecast_plan(
     plan: Plan,
     profile: Profile,
@@ -110,7 +89,16 @@ def forecast_plan(
     parameters: int,
     endurance_bytes: int | None = None,
 ) -> Forecast:
-    """Predict one step of a plan that was made for this workload and budget; see :func:`make_forecast`."""
+    """Predict one step of a plan.
+
+    Args:
+        plan: the decisions.
+        profile: machine and model, for one micro-batch.
+        workload: what the plan was made for.
+        budget: likewise.
+        parameters: number of trained parameters, as people count them.
+        endurance_bytes: what may be written to all drives together in their life.
+    """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
     timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
     occupied = {part: _occupied_seconds(timeline, lanes) / timeline.seconds for part, lanes in LANES_OF.items()}

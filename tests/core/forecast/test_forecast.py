@@ -13,7 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
-from lohan_core.forecast import Case, largest_that_fits, make_forecast, recommend_batch
+from lohan_core.forecast import Case, forecast_plan, largest_that_fits, recommend_batch
 from lohan_core.forecast.advise import LARGEST_BATCH
 from lohan_core.forecast.family import SHAPES, scaled_config
 from lohan_core.forecast.forecast import Part
@@ -79,8 +79,15 @@ def case_with(states=Tier.SSD, **settings):
 
 
 def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None):
-    return make_forecast(
-        case_with(states), profile, batch_size, parameters=(LAYERS + 2) * P, endurance_bytes=endurance_bytes
+    case = case_with(states)
+    plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
+    return forecast_plan(
+        plan,
+        profile,
+        workload,
+        case.budget(profile.machine),
+        parameters=(LAYERS + 2) * P,
+        endurance_bytes=endurance_bytes,
     )
 
 
@@ -127,7 +134,7 @@ def test_layers_too_large_for_three_get_by_with_fewer():
     profile = profile_of()
     roomy, workload = case_with().plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (3, 2)
-    taken = make_forecast(case_with(), profile, 1, parameters=1).peak_bytes[Tier.GPU]
+    taken = forecast_of(profile).peak_bytes[Tier.GPU]
     tight, workload = case_with(gpu_limit_bytes=least_gpu_bytes(taken) - 1).plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (2, 1)
     assert tight == roomy
