@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attrs import evolve
 
 from lohan_core.profile import BlockProfile, Machine, Profile
-from lohan_core.schedule.simulate import simulate
+from lohan_core.schedule.simulate import PROCESSOR_LANES, simulate
 from lohan_core.schedule.task import Lane
 from lohan_core.schedule.timeline import Span, Timeline
 
@@ -30,7 +30,7 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
         The profile with the measured rates. Blocks keep their proportions: their seconds, and their candidates', are
         all scaled by the ``gpu`` lane's measured time over its predicted one.
     """
-    busy, work = measured.busy_seconds(), measured.work()
+    busy, work = _own_seconds(measured, shared=profile.machine.cpu_computes), measured.work()
 
     def rate(lane: Lane, known: float) -> float:
         return work[lane] / busy[lane] if work[lane] > 0 and busy[lane] > 0 else known
@@ -43,6 +43,7 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
         d2h_bytes_per_second=rate(Lane.D2H, machine.d2h_bytes_per_second),
         cpu_parameters_per_second=rate(Lane.CPU, machine.cpu_parameters_per_second),
         gpu_flops_per_second=machine.gpu_flops_per_second / slower,
+        memory_bytes_per_second=None,  # what copies take from updates is in the rate that the step showed
     )
     return evolve(
         profile,
@@ -51,12 +52,38 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
     )
 
 
+def _own_seconds(timeline: Timeline, *, shared: bool) -> dict[Lane, float]:
+    """How long each lane would have been busy alone: while several share the processor, each has its part of it."""
+    busy = timeline.busy_seconds()
+    if not shared:
+        return busy
+    changes = sorted(
+        (when, step, task.lane)
+        for task, span in zip(timeline.schedule.tasks, timeline.spans, strict=True)
+        if task.lane in PROCESSOR_LANES
+        for when, step in ((span.start, 1), (span.end, -1))
+    )
+    busy.update(dict.fromkeys(PROCESSOR_LANES, 0.0))
+    active = dict.fromkeys(PROCESSOR_LANES, 0)
+    before = 0.0
+    for when, step, lane in changes:
+        sharing = [each for each in PROCESSOR_LANES if active[each]]
+        for each in sharing:
+            busy[each] += (when - before) / len(sharing)
+        active[lane] += step
+        before = when
+    return busy
+
+
 def _scaled(block: BlockProfile, factor: float) -> BlockProfile:
     return evolve(
         block,
         seconds=block.seconds * factor,
         backward_seconds=block.backward_seconds * factor,
-        candidates=tuple(evolve(candidate, seconds=candidate.seconds * factor) for candidate in block.candidates),
+        candidates=tuple(
+            evolve(candidate, seconds=candidate.seconds * factor, keeping_seconds=candidate.keeping_seconds * factor)
+            for candidate in block.candidates
+        ),
     )
 
 

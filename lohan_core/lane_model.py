@@ -1,9 +1,10 @@
 """A step's length from what its lanes have to do: T = sum over phases of the busiest lane, the paper's form completed.
 
 It adds what the paper's equations leave out: seconds instead of FLOPs, every tier for states, inputs and candidates,
-CPU update time, reads and writes that share the drives unequally, updates that wait. Every amount is linear in a plan's
-decisions and every limit is linear in the amounts, so that one model serves a search (amounts may be numpy arrays), a
-linear program and the grading of a plan. What it does not know is the order of tasks: that is the simulation's.
+CPU update time, reads and writes that share the drives unequally, updates that wait or are deferred. Every amount is
+linear in a plan's decisions and every limit is linear in the amounts, so that one model serves a search (amounts may be
+numpy arrays), a linear program and the grading of a plan. What it does not know is the order of tasks: that is the
+simulation's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from numpy.typing import NDArray
 
 from lohan_core.plan import Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
-from lohan_core.schedule.build import gradients_wait
-from lohan_core.schedule.sizes import chunks_of, kept_bytes
+from lohan_core.schedule.sizes import chunks_of, keeping_seconds, kept_bytes
 from lohan_core.schedule.task import Lane
 from lohan_core.states import chunk_record_bytes
 
@@ -40,6 +40,8 @@ __all__ = [
     "state_amounts",
     "step_lane_seconds",
     "unit_seconds",
+    "update_amounts",
+    "update_phase",
     "weight_loads",
 ]
 
@@ -50,7 +52,7 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     UPDATE = "update"
-    """After backward, where gradients wait; else updates run in backward and this phase is empty."""
+    """After backward, where gradients wait and updates are not deferred; else this phase is empty."""
 
 
 class Resource(StrEnum):
@@ -89,13 +91,14 @@ def lane_limits(machine: Machine, update: Update) -> tuple[Mapping[Resource, flo
 
     Drives that read for a seconds and write for b, each alone, take max(a, b) + c min(a, b) together, where c follows
     from the mixed rate: 0 when neither slows the other, 1 when they take turns, which is the most that is assumed.
-    Naive updates hold one chunk at a time: reading, updating and writing add up.
+    Naive updates hold one chunk at a time: reading, updating and writing add up. So do computing, copying and updating
+    where one processor does all three; and beside a GPU, updates and copies as users of the host's memory.
     """
     seconds = unit_seconds(machine)
     alone = machine.ssd_read_bytes_per_second + machine.ssd_write_bytes_per_second
     shared = min(1.0, max(0.0, alone / machine.ssd_mixed_bytes_per_second - 1))
 
-    def limit(*resources: Resource, beside: tuple[Resource, ...] = ()) -> Mapping[Resource, float]:
+    def limit(*resources: Resource, beside: tuple[Resource, ...] = ()) -> dict[Resource, float]:
         return {r: seconds[r] for r in resources} | {r: shared * seconds[r] for r in beside}
 
     reads, writes = (Resource.READ, Resource.STATE_READ), (Resource.WRITE, Resource.STATE_WRITE)
@@ -107,6 +110,11 @@ def lane_limits(machine: Machine, update: Update) -> tuple[Mapping[Resource, flo
         limit(*writes, beside=reads),
         limit(Resource.CPU),
     ]
+    if machine.cpu_computes:
+        limits.append(limit(Resource.GPU, Resource.H2D, Resource.D2H, Resource.CPU))
+    if machine.memory_bytes_per_second is not None:
+        moved = dict.fromkeys((Resource.H2D, Resource.D2H, *reads, *writes), 1 / machine.memory_bytes_per_second)
+        limits.append(limit(Resource.CPU) | moved)
     if update is Update.NAIVE:
         limits.append(limit(Resource.STATE_READ, Resource.CPU, Resource.STATE_WRITE))
     return tuple(limits)
@@ -156,24 +164,26 @@ def lane_busy_seconds(plan: Plan, profile: Profile, workload: Workload) -> dict[
 def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
     """How much of each resource a plan uses: the work of its schedule's tasks, by phase and lane."""
     parts = [fixed_amounts(profile, workload)]
-    recomputed = 0.0
+    recomputed = keeping = 0.0
     for index, (block, decisions) in enumerate(zip(profile.blocks, plan.blocks, strict=True)):
+        parts.append(update_amounts(profile, workload, index, deferred=decisions.deferred))
         if decisions.states is Tier.SSD:
-            parts.append(state_amounts(profile, workload, index))
+            parts.append(state_amounts(profile, workload, index, deferred=decisions.deferred))
         if decisions.gradients is Tier.SSD:
-            parts.append(gradient_amounts(profile, workload, index))
+            parts.append(gradient_amounts(profile, workload, index, deferred=decisions.deferred))
         held = kept_bytes(block, decisions)
         parts.append(activation_amounts(block, workload, Tier.HOST, held.host))
         parts.append(activation_amounts(block, workload, Tier.SSD, held.ssd))
         kept = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
         recomputed += max(0.0, block.seconds - kept)
+        keeping += keeping_seconds(block, decisions)
     parts.append({(Phase.BACKWARD, Resource.GPU): workload.micro_batches * recomputed})
+    parts.append({(Phase.FORWARD, Resource.GPU): workload.micro_batches * keeping})
     return add_amounts(parts)
 
 
 def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
-    """What every plan uses: forward, backward without recomputation, weights up, gradients down, the update itself."""
-    updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
+    """What every plan uses: forward, backward without recomputation, weights up, gradients down."""
     forward, backward = weight_loads(profile, workload.layer_slots)
     seconds = [workload.micro_batches * block.seconds for block in profile.blocks]
     weights = [block.elements * profile.weight_bytes for block in profile.blocks]
@@ -184,7 +194,6 @@ def fixed_amounts(profile: Profile, workload: Workload) -> Amounts:
         (Phase.FORWARD, Resource.H2D): sum(n * size for n, size in zip(forward, weights, strict=True)),
         (Phase.BACKWARD, Resource.H2D): sum(n * size for n, size in zip(backward, weights, strict=True)),
         (Phase.BACKWARD, Resource.D2H): sum(weights),
-        (updates, Resource.CPU): sum(block.elements for block in profile.blocks),
     }
 
 
@@ -195,36 +204,49 @@ def weight_loads(profile: Profile, layer_slots: int) -> tuple[list[int], list[in
     """
     postlude = len(profile.blocks) - 1
     stay = postlude - min(layer_slots, postlude - 1)
-    forward = [int(index < postlude) for index in range(postlude + 1)]
-    backward = [int(index < stay or index == postlude) for index in range(postlude + 1)]
+    forward = [1] * (postlude + 1)
+    backward = [int(index < stay) for index in range(postlude + 1)]
     for owner in profile.blocks[postlude].borrows:
-        backward[owner] += 1
+        forward[owner] += 1
     return forward, backward
 
 
-def state_amounts(profile: Profile, workload: Workload, index: int) -> Amounts:
-    """What a block uses more when its states live on the drives."""
+def update_phase(workload: Workload, *, deferred: bool) -> Phase:
+    """In which phase a block is updated."""
+    if deferred:
+        return Phase.FORWARD
+    return Phase.UPDATE if workload.clips or workload.update is Update.SERIAL else Phase.BACKWARD
+
+
+def update_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:
+    """What a block's update uses wherever its states live."""
+    return {(update_phase(workload, deferred=deferred), Resource.CPU): profile.blocks[index].elements}
+
+
+def state_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:
+    """What a block uses more when its states live on the drives. A deferred update hands its fresh weights on."""
     block = profile.blocks[index]
-    updates = Phase.UPDATE if gradients_wait(workload) else Phase.BACKWARD
+    updates = update_phase(workload, deferred=deferred)
     weights = block.elements * profile.weight_bytes
     forward, backward = weight_loads(profile, workload.layer_slots)
     states = sum(
         chunk_record_bytes(profile.states, chunk.elements) for chunk in chunks_of(block, workload.chunk_elements)
     )
     return {
-        (Phase.FORWARD, Resource.READ): forward[index] * weights,
+        (Phase.FORWARD, Resource.READ): (forward[index] - deferred) * weights,
         (Phase.BACKWARD, Resource.READ): backward[index] * weights,
         (updates, Resource.STATE_READ): states,
         (updates, Resource.STATE_WRITE): states + weights,
     }
 
 
-def gradient_amounts(profile: Profile, workload: Workload, index: int) -> Amounts:
+def gradient_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:
     """What a block uses more when its gradients wait on the drives; nothing where they need not wait."""
-    if not gradients_wait(workload):
+    updates = update_phase(workload, deferred=deferred)
+    if updates is Phase.BACKWARD:
         return {}
     gradients = profile.blocks[index].elements * profile.weight_bytes
-    return {(Phase.BACKWARD, Resource.WRITE): gradients, (Phase.UPDATE, Resource.READ): gradients}
+    return {(Phase.BACKWARD, Resource.WRITE): gradients, (updates, Resource.READ): gradients}
 
 
 def activation_amounts(block: BlockProfile, workload: Workload, tier: Tier, size_bytes: Number) -> Amounts:

@@ -16,7 +16,10 @@ from torch import Tensor
 from lohan_core.errors import LohanError
 from lohan_core.layout import round_up
 
-__all__ = ["allocate_host"]
+__all__ = ["allocate_host", "pinned_bytes"]
+
+_pinned: dict[int, int] = {}
+"""Bytes registered with the driver, by address."""
 
 
 def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
@@ -48,6 +51,11 @@ def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
     return buffer
 
 
+def pinned_bytes() -> int:
+    """Return how many bytes of host memory this process has pinned by :func:`allocate_host`, and not given back."""
+    return sum(_pinned.values())
+
+
 def _register(pages: mmap.mmap, buffer: Tensor) -> None:
     runtime = torch.cuda.cudart()
     address = buffer.data_ptr()
@@ -57,5 +65,11 @@ def _register(pages: mmap.mmap, buffer: Tensor) -> None:
             f"memory.host: the driver cannot pin {buffer.numel()} bytes ({status}); lower memory.host or raise the "
             "limit on locked memory (ulimit -l)"
         )
+    _pinned[address] = buffer.numel()
     # The last tensor lets go of the mapping, and this runs just before the pages are unmapped.
-    weakref.finalize(pages, runtime.cudaHostUnregister, address)
+    weakref.finalize(pages, _unregister, address)
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)
+    del _pinned[address]

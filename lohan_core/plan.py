@@ -24,16 +24,18 @@ class Tier(StrEnum):
 
 
 class Update(StrEnum):
-    """When and how chunks are updated (Ratel section IV-C). All three give the same weights.
+    """When and how chunks are updated (Ratel section IV-C). All of them give the same weights.
 
-    ``serial`` updates after backward. The other two update a block as soon as its gradients are in host memory, while
+    ``serial`` updates after backward. The others update a block as soon as its gradients are in host memory, while
     backward runs on: ``naive`` reads, updates and writes one chunk after another; ``optimized`` issues the write of a
-    chunk after the read of the next, so that reading, updating and writing overlap.
+    chunk after the read of the next, so that reading, updating and writing overlap; ``deferred`` is ``optimized``, but
+    a plan may defer blocks' updates into the next step's forward (:attr:`BlockPlan.deferred`).
     """
 
     SERIAL = "serial"
     NAIVE = "naive"
     OPTIMIZED = "optimized"
+    DEFERRED = "deferred"
 
 
 @frozen(kw_only=True)
@@ -62,7 +64,8 @@ class Workload:
     store keeps (2 when a step becomes durable atomically, 1 without). ``layer_slots`` and ``gradient_slots``: for how
     many layers at once the GPU has room for weights, and for gradients. Three and two keep every lane moving: one layer
     in use, one on its way, one being given back; one layer's gradients leave while the next one's arrive. Fewer are for
-    layers so large that there is no room.
+    layers so large that there is no room. ``host_extents``: whether states in host memory have their extents on the
+    drives too, which is where they are saved to; without, nothing of the run can be.
     """
 
     micro_batches: int = field(validator=gt(0))
@@ -72,6 +75,12 @@ class Workload:
     versions: int = field(default=2, validator=in_((1, 2)))
     layer_slots: int = field(default=3, validator=in_((1, 2, 3)))
     gradient_slots: int = field(default=2, validator=in_((1, 2)))
+    host_extents: bool = True
+
+    @property
+    def may_defer(self) -> bool:
+        """Whether a plan may defer updates."""
+        return self.update is Update.DEFERRED
 
     def __attrs_post_init__(self) -> None:
         if self.chunk_elements % BLOCK_ALIGNMENT:
@@ -88,13 +97,16 @@ class BlockPlan:
 
     ``states``: where P16, P32 and OS32 live, host or ssd. ``inputs``: where the block's input waits for backward.
     ``keep``: candidate index to tier; a candidate that is not named is recomputed. ``gradients``: where G16 waits when
-    its update cannot run at once, host or ssd.
+    its update cannot run at once, host or ssd. ``deferred``: whether its update runs in the next step's forward, just
+    ahead of the block's use, when the global norm is known and the CPU would otherwise be idle. Never stale: forward
+    waits for it.
     """
 
     states: Tier = field(validator=in_((Tier.HOST, Tier.SSD)))
     inputs: Tier = field(default=Tier.HOST, validator=instance_of(Tier))
     keep: Mapping[int, Tier] = field(factory=dict, converter=_freeze)
     gradients: Tier = field(default=Tier.HOST, validator=in_((Tier.HOST, Tier.SSD)))
+    deferred: bool = False
 
 
 @frozen(kw_only=True)

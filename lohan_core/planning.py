@@ -1,6 +1,8 @@
-"""Asking a planner for a plan that fits, if need be with fewer layers at once on the GPU."""
+"""Asking a planner for a plan that fits, if need be with less on the GPU at once or less on the drives."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from attrs import evolve
 
@@ -20,18 +22,28 @@ def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Work
     """Let the planner decide, and check that its plan fits.
 
     Returns:
-        The plan, and the workload that it is for: as given, or with fewer slots where only that fits.
+        The plan, and the workload that it is for: as given, or with fewer slots where only that fits, or, where a crash
+        may cost the run (``versions`` is 1), without extents for states in host memory.
 
     Raises:
-        PlanError: nothing fits; what is said is about the workload as given.
+        PlanError: nothing fits; what is said is about as many slots as given, and the least there may be on the drives.
     """
-    try:
-        return require_feasible(planner.plan(profile, budget, workload), profile, workload, budget), workload
-    except PlanError as refusal:
-        for layer_slots, gradient_slots in LEANER_SLOTS:
-            leaner = evolve(workload, layer_slots=layer_slots, gradient_slots=gradient_slots)
-            try:
-                return require_feasible(planner.plan(profile, budget, leaner), profile, leaner, budget), leaner
-            except PlanError:
-                continue
-        raise refusal from None
+    told = evolve(workload, host_extents=workload.host_extents and workload.versions > 1)
+    refusal: PlanError | None = None
+    for attempt in (workload, *_leaner(workload)):
+        try:
+            return require_feasible(planner.plan(profile, budget, attempt), profile, attempt, budget), attempt
+        except PlanError as error:
+            if attempt == told:
+                refusal = error
+    assert refusal is not None  # noqa: S101 - it is among the attempts
+    raise refusal
+
+
+def _leaner(workload: Workload) -> Iterator[Workload]:
+    """Yield what to fall back to, in order. That the run can be stopped and resumed is given up last."""
+    fewer = [evolve(workload, layer_slots=layers, gradient_slots=gradients) for layers, gradients in LEANER_SLOTS]
+    yield from fewer
+    if workload.versions == 1:
+        for each in (workload, *fewer):
+            yield evolve(each, host_extents=False)

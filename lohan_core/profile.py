@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import cattrs
 from attrs import Factory, asdict, field, frozen
-from attrs.validators import deep_iterable, ge, gt, instance_of
+from attrs.validators import deep_iterable, ge, gt, instance_of, optional
 
 from lohan_core.errors import ConfigError
 from lohan_core.states import StateVector
@@ -40,7 +40,8 @@ class Candidate:
     """An operator whose output may be kept instead of recomputed, for one micro-batch.
 
     ``index`` is the operator's place in the block's forward, counted over all operators that reach the dispatcher.
-    ``bytes`` counts every output (an attention's logsumexp too).
+    ``bytes`` counts every output (an attention's logsumexp too). ``keeping_seconds`` is what forward takes longer for
+    keeping it: the host's time, where a GPU waits for that.
     """
 
     index: int = field(validator=ge(0))
@@ -48,6 +49,7 @@ class Candidate:
     bytes: int = field(validator=gt(0))
     flops: float = field(validator=ge(0))
     seconds: float = field(validator=ge(0))
+    keeping_seconds: float = field(default=0.0, validator=ge(0))
 
 
 @frozen(kw_only=True)
@@ -77,7 +79,10 @@ class BlockProfile:
 class Machine:
     """Rates of the lanes, bytes or floating-point operations or parameters a second, and memory free, in bytes.
 
-    ``ssd_mixed_bytes_per_second`` is the total when reads and writes are in flight together.
+    ``ssd_mixed_bytes_per_second`` is the total when reads and writes are in flight together. ``cpu_computes``: there is
+    no GPU, so that the ``gpu``, ``h2d``, ``d2h`` and ``cpu`` lanes share one processor; rates are of each lane alone.
+    ``memory_bytes_per_second``: what updates share with all that is copied into and out of host memory meanwhile, by
+    the GPU and the drives; None: copies do not slow updates down.
     """
 
     name: str
@@ -91,6 +96,8 @@ class Machine:
     gpu_bytes: int = field(validator=ge(0))
     host_bytes: int = field(validator=ge(0))
     ssd_bytes: int = field(validator=ge(0))
+    cpu_computes: bool = False
+    memory_bytes_per_second: float | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)

@@ -26,6 +26,7 @@ def deterministic_kernels(device: torch.device) -> Iterator[None]:
         return
     # Read when cuBLAS starts: with one workspace of its own per stream, its results do not depend on the stream.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # read by transformers, whenever it calls flash-attn
     settings: Any = torch.utils.deterministic
     fills, before = settings.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(mode=True)  # attention takes them only where warnings are errors

@@ -2,7 +2,7 @@
 
 Each point is a plan: block inputs leave the GPU first, then operators' outputs by the seconds of recomputation that
 they save per byte, to host memory as long as there is room and to the drives from then on. States stay where one plan
-put them, so that there is a curve for every such placement.
+put them and its deferred updates deferred, so that there is a curve for every such placement.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class SweepPoint:
 
 @frozen(kw_only=True)
 class Sweep:
-    """A curve, and how many of the blocks have their states, and their waiting gradients, in host memory on it."""
+    """A curve, and how many of the blocks have states, and waiting gradients, in host memory, and deferred updates."""
 
     host_states: int
     host_gradients: int
+    deferred: int
     points: tuple[SweepPoint, ...]
 
 
@@ -67,6 +68,7 @@ def sweep(profile: Profile, workload: Workload, budget: Budget, placement: Plan)
     return Sweep(
         host_states=sum(decisions.states is Tier.HOST for decisions in nothing),
         host_gradients=sum(decisions.gradients is Tier.HOST for decisions in nothing),
+        deferred=sum(decisions.deferred for decisions in nothing),
         points=tuple(
             SweepPoint(
                 moved_bytes(plan, profile, workload),

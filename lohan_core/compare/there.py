@@ -36,7 +36,10 @@ def compare_on(
     dtype: torch.dtype = getattr(torch, config.run.dtype)
     trust = config.model.trust_remote_code
     model_config = read_config(config.model.path, trust_remote_code=trust)
-    profile = Outline(model_config, dtype, trust_remote_code=trust).profile(
+    outline = Outline(
+        model_config, dtype, attention=config.model.attention, loss=config.model.loss, trust_remote_code=trust
+    )
+    profile = outline.profile(
         hardware,
         micro_batch_size=config.run.micro_batch_size,
         sequence_length=config.data.sequence_length,

@@ -11,6 +11,7 @@ from attrs.validators import ge, gt, optional
 
 from lohan_core.backend import Kind
 from lohan_core.layout import BLOCK_ALIGNMENT
+from lohan_core.model.choices import Attention, Loss
 from lohan_core.plan import Update
 from lohan_core.units import Bytes
 
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Durability",
+    "FirstWeights",
     "MemoryConfig",
     "ModelConfig",
     "RunConfig",
@@ -41,13 +43,22 @@ class ComputeDtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class FirstWeights(StrEnum):
+    """Which weights a run begins with."""
+
+    PRETRAINED = "pretrained"
+    """Those in the model's directory."""
+    RANDOM = "random"
+    """Drawn as the architecture itself draws them."""
+
+
 class Durability(StrEnum):
     """What a crash may cost."""
 
     STEP = "step"
     """At most the steps since the last durable one; states take twice their space."""
     NONE = "none"
-    """The whole run: states are overwritten in place."""
+    """The whole run: states are overwritten in place, or in no store at all."""
 
 
 @frozen(kw_only=True)
@@ -57,10 +68,24 @@ class ModelConfig:
     Attributes:
         path: Directory of a Hugging Face causal LM: `config.json`, safetensors weights and, where the data need one,
             a tokenizer. It is only read.
+        weights: What a new run begins with. `pretrained`: the weights in that directory; `random`: such as the
+            architecture draws from `run.seed`, to train from scratch, or to see how a model runs before its weights are
+            fetched: `config.json` alone will do.
+        attention: Kernels of attention. `flash`: those of flash-attn (`pip install 'lohan[flash-attn]'`), in bfloat16
+            on a GPU of compute capability 8.0 or higher; `sdpa`: torch's own fused ones; `eager`: one operator after
+            the other, with all scores in memory; `auto`: the first of these that model and machine can do. A run's
+            first lines say which.
+        loss: Head and loss. `whole`: as the model defines them, with the logits of all tokens at once, and gradients
+            that are to the bit those of plain PyTorch; `chunked`: a slice of tokens after the other, equal to rounding,
+            so that long sequences and large vocabularies take little memory; `liger`: likewise by Liger's kernels, on a
+            GPU (`pip install 'lohan[liger]'`).
         trust_remote_code: Whether Python code in that directory may run.
     """
 
     path: Path
+    weights: FirstWeights = FirstWeights.PRETRAINED
+    attention: Attention = Attention.AUTO
+    loss: Loss = Loss.WHOLE
     trust_remote_code: bool = False
 
 
@@ -100,12 +125,16 @@ class RunConfig:
         eval_every: Evaluate each time so many steps are done, and after the last; `null`: only after the last.
         tensorboard: Whether to write TensorBoard events too.
         update: When states are updated. `optimized`: during backward, with reading, updating and writing overlapped;
-            `naive`: during backward, one chunk after the other; `serial`: after backward. The results are the same.
+            `deferred`: likewise, or in the next step's forward just ahead of their use, as the planner decides block by
+            block; `naive`: during backward, one chunk after the other; `serial`: after backward. Where gradients are
+            clipped, all but deferred updates run after backward. The results are the same.
         replan_after: Steps after which the profile is corrected by what a step was measured to take and the planner is
             asked again, once in each process; `null`: never. The results do not depend on it.
         durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;
-            `none`: a crash loses the run.
-        checkpoint_every: Steps between durable states.
+            `none`: a crash loses the run. Where the drives have too little space to save the states that are in host
+            memory, `none` goes without: such a run cannot be resumed after a stop either, and says so at its start.
+        checkpoint_every: Steps between durable states. A step whose updates are deferred becomes durable in the course
+            of the next.
         checksums: Whether everything that is read back from storage is verified.
     """
 
@@ -118,7 +147,7 @@ class RunConfig:
     dtype: ComputeDtype = ComputeDtype.BFLOAT16
     eval_every: int | None = field(default=None, validator=optional(ge(1)))
     tensorboard: bool = False
-    update: Update = Update.OPTIMIZED
+    update: Update = Update.DEFERRED
     replan_after: int | None = field(default=None, validator=optional(ge(1)))
     durability: Durability = Durability.STEP
     checkpoint_every: int = field(default=1, validator=ge(1))

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["open_engine", "resolve_device"]
 
 
+ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
+ALLOCATOR_SETTINGS = "expandable_segments:True"
+
+
 def _say_nothing(what: str, done: int, total: int) -> None:
     del what, done, total
 
@@ -87,6 +91,7 @@ def open_engine(
     parts = open_parts(config, registry, device)
     with ExitStack() as on_failure:
         on_failure.callback(parts.close)
+        parts.directory.require_kept()
         whole = {**store_identity(config, parts), **(identity or {})}
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         _require_isolation(parts.model, sample)
@@ -100,8 +105,12 @@ def open_engine(
         if plan is None:
             planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
             plan, workload = plan_step(planner, profile, budget, workload)
+        if store is not None and not workload.host_extents:
+            raise PlanError(
+                "memory.ssd: too little for the states that the run has saved; raise it, or start in another run.dir"
+            )
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
-        store = store or make_store(config, parts, whole, report)
+        store = store or make_store(config, parts, whole, report, plan=plan, workload=workload)
         machinery = build_machinery(parts, store, optimizer_settings(config), profile, workload=workload, plan=plan)
         engine = Engine(
             seed=config.run.seed,
@@ -110,7 +119,7 @@ def open_engine(
             parts=parts,
             store=store,
             machinery=machinery,
-            finished_step=store.committed_step,
+            finished_step=store.committed_step if workload.host_extents else 0,
         )
         on_failure.pop_all()
     return engine
@@ -137,11 +146,20 @@ def resolve_device(name: str) -> torch.device:
 
 def _cap_device_memory(config: Config, device: torch.device) -> None:
     """Make the user's cap one that torch enforces, and its allocator one that leaves few fragments below it."""
-    # Read when the allocator starts; what the user has set stays.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    if device.type == "cuda" and config.memory.gpu is not None:
+    if device.type != "cuda":
+        return
+    # What the user has set stays. Not by the variable: that is read when the allocator starts, maybe long ago.
+    if not ALLOCATOR_VARIABLES & os.environ.keys():
+        _set_allocator(ALLOCATOR_SETTINGS)
+    if config.memory.gpu is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.gpu / total), device)
+
+
+def _set_allocator(settings: str) -> None:
+    """Give the allocator its settings. torch offers no public way, and each version another of its own."""
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # noqa: SLF001
+    (newer or torch.cuda.memory._set_allocator_settings)(settings)  # noqa: SLF001
 
 
 def _require_isolation(model: CutModel, sample: Batch) -> None:

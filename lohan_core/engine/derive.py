@@ -2,7 +2,8 @@
 
 The model is built, cut and traced with torch's fake tensors, which have shapes and no bytes, so that a model of any
 size takes seconds. An operator takes as long as its products at the machine's FLOP rate, or as its bytes at the
-bandwidth of the memory that it works in, whichever is longer (the roofline model: Williams et al., CACM 52(4), 2009).
+bandwidth of the memory that it works in, whichever is longer (the roofline model: Williams et al., CACM 52(4), 2009);
+and no shorter than the host takes to launch it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lohan_core.engine.trace import trace_model
 from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
 from lohan_core.hardware.sections import Hardware
+from lohan_core.model.attention import ATTENTION_DROPOUTS
+from lohan_core.model.choices import Attention, Loss
 from lohan_core.model.cut import CutModel, cut_model
 from lohan_core.model.skeleton import build_skeleton
 from lohan_core.profile import Profile
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Outline", "derive_profile"]
 
 _CPU = torch.device("cpu")
-_ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+
+LAUNCH_SECONDS = 1e-5
+"""What one thread of PyTorch takes for an operator: a GPU whose operators are shorter waits for them."""
 
 
 def derive_profile(
@@ -40,6 +45,8 @@ def derive_profile(
     sequence_length: int,
     dtype: torch.dtype,
     states: Sequence[StateVector],
+    attention: Attention = Attention.AUTO,
+    loss: Loss = Loss.WHOLE,
     trust_remote_code: bool = False,
 ) -> Profile:
     """Derive the profile of one model on one machine; see :class:`Outline` for several.
@@ -51,12 +58,14 @@ def derive_profile(
         sequence_length: tokens of a row.
         dtype: compute type of weights and activations.
         states: what the optimizer keeps, master weights included.
+        attention: the kernels of attention.
+        loss: how head and loss are computed.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ModelError: the config is not one of a causal LM, or the model cannot be cut into blocks.
     """
-    outline = Outline(model_config, dtype, trust_remote_code=trust_remote_code)
+    outline = Outline(model_config, dtype, attention=attention, loss=loss, trust_remote_code=trust_remote_code)
     return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
 
 
@@ -65,23 +74,32 @@ class Outline:
     """A model of fake tensors, cut into blocks, to be profiled for as many machines and batches as wanted.
 
     Attention is taken to run without dropout, in one fused kernel, as it does on a GPU: on the CPU, where this looks,
-    torch would fall back to separate products as soon as there is dropout.
+    torch would fall back to separate products as soon as there is dropout. flash-attn's kernels count as torch's fused
+    ones, and Liger's loss as the chunked one: the same products, over the same bytes.
     """
 
     model_config: PreTrainedConfig
     dtype: torch.dtype
+    attention: Attention = field(default=Attention.AUTO, kw_only=True)
+    loss: Loss = field(default=Loss.WHOLE, kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
     _mode: FakeTensorMode = field(init=False, factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _model: CutModel = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         config = copy.deepcopy(self.model_config)
-        for name in _ATTENTION_DROPOUTS:
+        for name in ATTENTION_DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-        skeleton = build_skeleton(config, self.dtype, trust_remote_code=self.trust_remote_code)
+        skeleton = build_skeleton(
+            config,
+            self.dtype,
+            eager_attention=self.attention is Attention.EAGER,
+            trust_remote_code=self.trust_remote_code,
+        )
+        loss = Loss.WHOLE if self.loss is Loss.WHOLE else Loss.CHUNKED
         with self._mode:
-            self._model = cut_model(skeleton)
+            self._model = cut_model(skeleton, loss)
             self._model.to(_CPU)
 
     @property
@@ -100,7 +118,8 @@ class Outline:
                 self._model,
                 {"input_ids": tokens, "labels": tokens},
                 _CPU,
-                estimate=lambda flops, moved: max(flops / flop_rate, moved / bandwidth),
+                # An operator that moves nothing is a view: no kernel.
+                estimate=lambda flops, moved: max(flops / flop_rate, moved / bandwidth, LAUNCH_SECONDS * (moved > 0)),
             )
         return Profile(
             machine=make_machine(hardware, states, self.dtype.itemsize),

@@ -13,7 +13,8 @@ from attrs import define, evolve, frozen
 
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
-from lohan_core.engine.step import StepData, as_step_inputs, micro_batch_seed
+from lohan_core.engine.step import StepData, UpdateTerms, as_step_inputs, micro_batch_seed
+from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError, StoreError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.model.cut import CutModel
@@ -65,6 +66,10 @@ class Engine:
     _store: Store
     _machinery: Machinery
     _finished_step: int
+    _deferred: UpdateTerms | None = None
+    """The terms of the last finished step, if its deferred updates are still to be done."""
+    _awaited: tuple[int, Mapping[str, Any]] | None = None
+    """A step that is to become durable when its deferred updates are done, and its progress."""
     _between_steps: bool = False
     _closed: bool = False
 
@@ -95,8 +100,9 @@ class Engine:
 
     @property
     def description(self) -> tuple[str, ...]:
-        """What carries this run out, a line each: storage, optimizer, plan."""
+        """What carries this run out, a line each: attention, storage, optimizer, plan."""
         return (
+            f"attention: {self._parts.attention.describe()}",
             f"storage: {self._parts.storage.describe()}",
             f"optimizer: {self._parts.optimizer.describe()}",
             self._machinery.describe(),
@@ -108,17 +114,24 @@ class Engine:
         return self._finished_step
 
     @property
+    def can_save(self) -> bool:
+        """Whether states can be made durable: not where some live in host memory and have no space on the drives."""
+        return self.workload.host_extents
+
+    @property
     def durable_step(self) -> int:
-        """The step that a crash now would fall back to."""
-        return self._store.committed_step
+        """The step that a crash now would fall back to; 0 where nothing can be saved."""
+        return self._store.committed_step if self.can_save else 0
 
     @property
     def progress(self) -> Mapping[str, Any]:
         """What the caller stored beside the last durable step."""
-        return self._store.progress
+        return self._store.progress if self.can_save else {}
 
     def step(self, batch: Batch, *, lr: float) -> StepResult:
         """Train on one batch. The result is what the next step begins from; :meth:`save` makes it durable.
+
+        Where the plan defers updates, they are done in the course of the next step, or when something else needs them.
 
         Args:
             batch: as many micro-batches as the workload has, of the shape that was profiled.
@@ -136,13 +149,24 @@ class Engine:
             raise ValueError(
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
+        if not self.can_save:
+            self._store.never_commit()
         step = self._finished_step + 1
         read_before, written_before = self._parts.storage.bytes_moved()
-        data = self._begin(batch, step, lr)
+        data = self._begin(batch, UpdateTerms(step, lr))
+        schedule = self._machinery.first_schedule if self._deferred is None else self._machinery.schedule
         self._between_steps = True
-        timeline = self._execute(self.schedule)
+        try:
+            timeline = self._execute(schedule)
+        except NonFiniteGradientError:
+            # The step before is whole all the same, unless this one has begun to update too.
+            if self._machinery.defers_all:
+                self._commit_awaited()
+            raise
         loss = data.loss
         self._store.finish_step()
+        self._deferred = data.terms if self._machinery.defers else None
+        self._commit_awaited()
         self._between_steps = False
         self._finished_step = step
         read, written = self._parts.storage.bytes_moved()
@@ -159,13 +183,13 @@ class Engine:
 
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """Return the mean loss over all predicted tokens of ``batches``, without dropout and without training."""
-        self._require_whole_states()
+        self.finish_updates()
         total = tokens = 0.0
         self.model.model.eval()
         try:
             for batch in batches:
                 workload = evolve(self.workload, micro_batches=len(batch.micro_batches))
-                data = self._begin(batch, self._finished_step, 0.0)
+                data = self._begin(batch, UpdateTerms(self._finished_step, 0.0))
                 self._execute(build_evaluation(self.plan, self.profile, workload))
                 total += data.loss * sum(batch.loss_tokens)
                 tokens += sum(batch.loss_tokens)
@@ -173,13 +197,38 @@ class Engine:
             self.model.model.train()
         return total / tokens
 
-    def save(self, progress: Mapping[str, Any]) -> None:
-        """Make the last finished step durable, with ``progress``, JSON values for resuming, beside it."""
+    def finish_updates(self) -> None:
+        """Do the deferred updates of the last finished step, if there are any. Whatever reads states does so itself."""
         self._require_whole_states()
-        if self._machinery.states.resident and self._finished_step != self.durable_step:
-            self._machinery.states.write_resident()
-            self._store.finish_step()
-        self._store.commit(self._finished_step, progress)
+        if self._deferred is None:
+            return
+        self._machinery.begin(StepData(terms=self._deferred, deferred=self._deferred))
+        self._between_steps = True
+        self._execute(self._machinery.updates_schedule)
+        self._store.finish_step()
+        self._deferred = None
+        self._commit_awaited()
+        self._between_steps = False
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Make the last finished step durable, with ``progress``, JSON values for resuming, beside it.
+
+        Where :attr:`can_save` is False this only finishes updates.
+        """
+        self._awaited = None
+        self.finish_updates()
+        self._commit(self._finished_step, progress)
+
+    def save_soon(self, progress: Mapping[str, Any]) -> None:
+        """As :meth:`save`, but without stopping for deferred updates: durable when the next step has done them.
+
+        Where a plan defers some updates and not others, no moment of a step finds another one whole: then it is saved
+        at once.
+        """
+        if self._deferred is None or not self._machinery.defers_all:
+            self.save(progress)
+        else:
+            self._awaited = self._finished_step, progress
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
         """Write the model as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
@@ -187,7 +236,7 @@ class Engine:
         Raises:
             ModelError: ``out`` is not empty, or its drive has too little space.
         """
-        self._require_whole_states()
+        self.finish_updates()
         write_model(out, self._machinery.states.parameters(dtype), self._parts.checkpoint, dtype)
 
     def adopt(self, plan: Plan, profile: Profile, workload: Workload, progress: Mapping[str, Any]) -> None:
@@ -200,8 +249,11 @@ class Engine:
             progress: as for :meth:`save`.
 
         Raises:
+            StoreError: states cannot be saved, which is how they come from one plan to the other.
             LohanError: the memory is not to be had; the engine is then closed.
         """
+        if not self.can_save:
+            raise StoreError("states in host memory have no space on the drives, so the plan cannot be changed")
         self.save(progress)
         self._machinery.lanes.close()
         del self._machinery  # its memory is what the next one is built in
@@ -243,21 +295,37 @@ class Engine:
     def _require_whole_states(self) -> None:
         """Refuse to go on from states of which a failed step has updated some and not others."""
         if self._between_steps:
-            raise StoreError(
-                f"step {self._finished_step + 1} failed part of the way; open the run again to go on from step "
-                f"{self.durable_step}, the last durable one"
-            )
+            remedy = f"open the run again to go on from step {self.durable_step}, the last durable one"
+            if not self.can_save:
+                remedy = "nothing of this run can be saved: start again in another run.dir"
+            raise StoreError(f"step {self._finished_step + 1} failed part of the way; {remedy}")
 
-    def _begin(self, batch: Batch, step: int, lr: float) -> StepData:
+    def _commit_awaited(self) -> None:
+        """Make the step durable that waited for its updates. They are done, and no later one has begun."""
+        if self._awaited is not None:
+            step, progress = self._awaited
+            self._awaited = None
+            self._commit(step, progress)
+
+    def _commit(self, step: int, progress: Mapping[str, Any]) -> None:
+        if not self.can_save:
+            return
+        if self._machinery.states.resident and step != self.durable_step:
+            self._machinery.states.write_resident()
+            self._store.finish_step()
+        self._store.commit(step, progress)
+
+    def _begin(self, batch: Batch, terms: UpdateTerms) -> StepData:
         device = self.model.device
         total = sum(batch.loss_tokens)
         data = StepData(
-            step=step,
-            lr=lr,
+            terms=terms,
+            deferred=self._deferred,
             inputs=as_step_inputs(batch.micro_batches, device),
             weights=[tokens / total for tokens in batch.loss_tokens],
             random=[
-                seeded_state(device, micro_batch_seed(self.seed, step, k)) for k in range(len(batch.micro_batches))
+                seeded_state(device, micro_batch_seed(self.seed, terms.step, k))
+                for k in range(len(batch.micro_batches))
             ],
         )
         self._machinery.begin(data)

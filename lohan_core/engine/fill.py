@@ -1,4 +1,4 @@
-"""A new store filled from a checkpoint: master weights, the optimizer's first states, compute weights."""
+"""First states, in a new store or in memory: master weights, the optimizer's first values, compute weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lohan_core.engine.states import MASTER, WEIGHTS, StateFormat, extent_name, wait_all
+from lohan_core.engine.states import MASTER, WEIGHTS, Record, StateFormat, extent_name, wait_all
 from lohan_core.layout import BlockLayout
 from lohan_core.memory import allocate_host
 from lohan_core.store import Store
-from lohan_core.weights import Checkpoint
+from lohan_core.weights import WeightSource
 
-__all__ = ["fill_store"]
+__all__ = ["fill_record", "fill_store"]
 
 DOING = "reading the model"
 
@@ -21,15 +21,15 @@ def fill_store(
     store: Store,
     blocks: Sequence[BlockLayout],
     form: StateFormat,
-    checkpoint: Checkpoint,
+    checkpoint: WeightSource,
     *,
     chunk_elements: int,
     report: Callable[[str, int, int], None],
 ) -> None:
-    """Write every block's first states, and commit them as step 0. One block's masters are in memory at a time.
+    """Write the first states of every block that has extents. One block's masters are in memory at a time.
 
     Args:
-        store: new, with the extents of ``form``.
+        store: new; nothing is committed.
         blocks: the model's layouts.
         form: which vectors a block has.
         checkpoint: where the weights come from.
@@ -39,7 +39,7 @@ def fill_store(
     buffer = allocate_host(form.record_bytes(chunk_elements), pin=False)
     for done, block in enumerate(blocks):
         report(DOING, done, len(blocks))
-        if not block.elements:
+        if extent_name(MASTER, block.index) not in store.extents:
             continue
         masters = torch.empty(block.elements, dtype=torch.float32)
         checkpoint.read_block(block, masters)
@@ -60,4 +60,11 @@ def fill_store(
             )
     report(DOING, len(blocks), len(blocks))
     store.finish_step()
-    store.commit(0, {})
+
+
+def fill_record(record: Record, block: BlockLayout, form: StateFormat, checkpoint: WeightSource) -> None:
+    """Write a block's first states into a record of the whole block."""
+    checkpoint.read_block(block, record.values[MASTER])
+    record.values[WEIGHTS].copy_(record.values[MASTER])
+    for field in form.fields:
+        record.values[field.name].fill_(field.initial)

@@ -114,8 +114,13 @@ class Lanes:
             event.wait()
         for stream in self._streams.values():
             stream.synchronize()
-        if run.failures:
-            raise run.failures[0]
+        if run.failed:
+            # Not through ``run``: what a traceback holds would hold the traceback, and all the step's tensors with it.
+            failure = run.failures.pop()
+            try:
+                raise failure
+            finally:
+                del failure
         return Timeline(schedule=schedule, spans=tuple(_span(progress, base, run.began) for progress in run.progress))
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from attrs import define
 from lohan_core.engine.activations import Activations
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.compute import Compute
+from lohan_core.engine.fill import fill_record
 from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action, Lanes
 from lohan_core.engine.packing import plan_packing
@@ -20,7 +21,7 @@ from lohan_core.engine.weights import Weights
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
-from lohan_core.schedule.build import build_schedule, gradients_wait
+from lohan_core.schedule.build import build_schedule, build_updates
 from lohan_core.schedule.task import Lane, Op, Schedule
 from lohan_core.store import Store
 from lohan_core.units import format_bytes
@@ -36,6 +37,11 @@ class Machinery:
     profile: Profile
     workload: Workload
     schedule: Schedule
+    """A step that another came before."""
+    first_schedule: Schedule
+    """A step that begins with no deferred update to be done."""
+    updates_schedule: Schedule
+    """The deferred updates of a step that no other follows."""
     states: States
     lanes: Lanes
     actions: Mapping[Op, Action]
@@ -47,16 +53,30 @@ class Machinery:
         """Give the actions the data of the step that comes."""
         self._compute.data = self._activations.data = self._updates.data = data
 
+    @property
+    def defers(self) -> bool:
+        """Whether a step leaves updates to the next one."""
+        return bool(self.updates_schedule.tasks)
+
+    @property
+    def defers_all(self) -> bool:
+        """Whether a step leaves all its updates to the next one: its end then finds the step before, whole."""
+        updates = sum(task.op is Op.UPDATE for task in self.schedule.tasks)
+        return updates == sum(task.op is Op.UPDATE for task in self.updates_schedule.tasks)
+
     def describe(self) -> str:
         """Say which plan it is, and what it takes on each tier."""
         taken = ", ".join(f"{format_bytes(self.schedule.bytes_on(tier))} on {tier}" for tier in Tier)
-        return f"plan: {self.plan.planner}; {taken}"
+        unsaved = "" if self.workload.host_extents else "; states in host memory are not saved: no space on the drives"
+        return f"plan: {self.plan.planner}; {taken}{unsaved}"
 
 
 def build_machinery(
     parts: Parts, store: Store, settings: OptimizerConfig, profile: Profile, *, workload: Workload, plan: Plan
 ) -> Machinery:
-    """Reserve all memory and wire the actions of every task; states that live in host memory are read from the store.
+    """Reserve all memory and wire the actions of every task.
+
+    States that live in host memory are read from the store; where it has no extents for them they begin anew.
 
     Args:
         parts: the run's open parts.
@@ -77,6 +97,8 @@ def build_machinery(
     buffers = Buffers(schedule, device)
     parts.storage.register([buffers.host_arena])
     states = States(blocks, plan, parts.form, store, workload.chunk_elements, pin=pin)
+    for index in sorted(states.unstored):
+        fill_record(states.resident[index], blocks[index], parts.form, parts.checkpoint)
     lanes = Lanes(device)
     weights = Weights(blocks, states, buffers, dtype)
     gradients = Gradients(blocks, buffers, dtype)
@@ -99,7 +121,7 @@ def build_machinery(
         storage=parts.storage,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        waits=gradients_wait(workload),
+        workload=workload,
         pin=pin,
     )
     return Machinery(
@@ -107,6 +129,8 @@ def build_machinery(
         profile=profile,
         workload=workload,
         schedule=schedule,
+        first_schedule=build_schedule(plan, profile, workload, pending=False),
+        updates_schedule=build_updates(plan, profile, workload),
         states=states,
         lanes=lanes,
         actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,19 +13,23 @@ import torch
 from attrs import define
 
 from lohan_core.backend import Kind
-from lohan_core.config.sections import Config, Durability
+from lohan_core.config.sections import Config, Durability, FirstWeights
+from lohan_core.engine.cores import update_threads
 from lohan_core.engine.fill import fill_store
+from lohan_core.engine.model import build_model
 from lohan_core.engine.states import StateFormat
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
 from lohan_core.interfaces.storage import Storage
 from lohan_core.layout import round_up
-from lohan_core.model.cut import CutModel, cut_model
-from lohan_core.model.skeleton import build_skeleton, read_config
+from lohan_core.model.attention import AttentionChoice
+from lohan_core.model.cut import CutModel
+from lohan_core.model.loss import require_same_loss
+from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.registry import Registry
 from lohan_core.states import chunk_alignment
 from lohan_core.store import Store, StoreDirectory
-from lohan_core.weights import Checkpoint
+from lohan_core.weights import Checkpoint, RandomWeights, WeightSource
 
 __all__ = [
     "Parts",
@@ -51,7 +54,8 @@ class Parts:
     """What is open when the plan is made. ``chunk_elements`` is the config's chunk, rounded up to what states allow."""
 
     model: CutModel
-    checkpoint: Checkpoint
+    attention: AttentionChoice
+    checkpoint: WeightSource
     directory: StoreDirectory
     storage: Storage
     optimizer: Optimizer
@@ -78,9 +82,9 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
     Raises:
         LohanError: anything that the user can mend. Nothing is left open then.
     """
-    model, checkpoint = _open_model(config, device)
+    model, checkpoint, attention = _open_model(config, device)
     optimizer = registry.open_backend(
-        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
     )
     form = StateFormat(optimizer, model.dtype)
     path = store_path(config)
@@ -91,6 +95,7 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
         on_failure.pop_all()
     return Parts(
         model=model,
+        attention=attention,
         checkpoint=checkpoint,
         directory=directory,
         storage=storage,
@@ -114,12 +119,23 @@ def take_up_store(parts: Parts, identity: Mapping[str, str], report: Report) -> 
     )
 
 
-def make_store(config: Config, parts: Parts, identity: Mapping[str, str], report: Report) -> Store:
-    """Make the store from the checkpoint. Raises LohanError."""
+def make_store(
+    config: Config, parts: Parts, identity: Mapping[str, str], report: Report, *, plan: Plan, workload: Workload
+) -> Store:
+    """Make the store from the checkpoint, with extents for those blocks' states that the plan leaves or saves there.
+
+    Raises:
+        LohanError: too little space, a drive that failed, or a checkpoint that cannot be read.
+    """
+    stored = [
+        block
+        for block, decisions in zip(parts.model.blocks, plan.blocks, strict=True)
+        if decisions.states is Tier.SSD or workload.host_extents
+    ]
     store = Store.create(
         parts.directory,
         parts.storage,
-        parts.form.extents(parts.model.blocks),
+        parts.form.extents(stored),
         identity,
         versions=2 if config.run.durability is Durability.STEP else 1,
         checksums=config.run.checksums,
@@ -127,6 +143,8 @@ def make_store(config: Config, parts: Parts, identity: Mapping[str, str], report
     fill_store(
         store, parts.model.blocks, parts.form, parts.checkpoint, chunk_elements=parts.chunk_elements, report=report
     )
+    if workload.host_extents:
+        store.commit(0, {})
     return store
 
 
@@ -145,7 +163,7 @@ def store_identity(config: Config, parts: Parts) -> dict[str, str]:
     fields = [f"{field.name}:{field.dtype}:{field.elements_per_value}" for field in parts.form.fields]
     return {
         "model (config)": hashlib.blake2b(architecture.encode(), digest_size=8).hexdigest(),
-        "model (weights)": parts.checkpoint.files.fingerprint(),
+        "model (weights)": parts.checkpoint.fingerprint(),
         "optimizer.backend": f"{config.optimizer.name} ({', '.join(fields)})",
         "run.dtype": str(config.run.dtype),
         "run.durability": str(config.run.durability),
@@ -176,15 +194,17 @@ def optimizer_settings(config: Config) -> OptimizerConfig:
     return settings
 
 
-def _open_model(config: Config, device: torch.device) -> tuple[CutModel, Checkpoint]:
-    dtype: torch.dtype = getattr(torch, config.run.dtype)
-    trust = config.model.trust_remote_code
-    skeleton = build_skeleton(read_config(config.model.path, trust_remote_code=trust), dtype, trust_remote_code=trust)
-    model = cut_model(skeleton)
-    checkpoint = Checkpoint(config.model.path, skeleton)
+def _open_model(config: Config, device: torch.device) -> tuple[CutModel, WeightSource, AttentionChoice]:
+    model, attention = build_model(config, device)
+    checkpoint: WeightSource
+    if config.model.weights is FirstWeights.RANDOM:
+        checkpoint = RandomWeights(config.model.path, model.model, seed=config.run.seed, device=device)
+    else:
+        checkpoint = Checkpoint(config.model.path, model.model)
     checkpoint.load_buffers()
     model.to(device)
-    return model, checkpoint
+    require_same_loss(model)
+    return model, checkpoint, attention
 
 
 def _open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:

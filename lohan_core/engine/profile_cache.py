@@ -23,7 +23,7 @@ __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 3
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 
@@ -49,7 +49,7 @@ class ProfileCache:
             "software": [torch.__version__, torch.get_num_threads()],
             "storage": subject.storage.describe(),
             "optimizer": subject.optimizer.describe(),
-            "model": [str(model.dtype), model.model.config.to_json_string(use_diff=False)],
+            "model": [str(model.dtype), model.attention, model.loss, model.model.config.to_json_string(use_diff=False)],
             "batch": {name: list(tensor.shape) for name, tensor in inputs.items()},
             "seconds": seconds,
         }

@@ -94,6 +94,10 @@ class States:
 
     A block on ssd is moved chunk by chunk through the store. A block on host is one record that stays in memory; it
     goes to the store when the engine makes a checkpoint.
+
+    Attributes:
+        resident: records of the blocks on host, by index.
+        unstored: those of them for which the store has no extents. Whoever makes this fills them.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class States:
             if decisions.states is Tier.HOST and block.elements:
                 buffer = allocate_host(form.record_bytes(block.elements), pin=pin)
                 self.resident[block.index] = form.open_record(buffer, block.elements)
+        self.unstored = frozenset(index for index in self.resident if extent_name(MASTER, index) not in store.extents)
         self._move_resident(store.read)
 
     def chunks(self, block: int) -> tuple[Chunk, ...]:
@@ -135,7 +140,7 @@ class States:
         self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length]).wait()
 
     def write_resident(self) -> None:
-        """Write every block that lives in host memory to the store."""
+        """Write every block that lives in host memory, and has extents, to the store."""
         self._move_resident(self.store.write)
 
     def parameters(self, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -146,6 +151,8 @@ class States:
 
     def _move_resident(self, move: Move) -> None:
         for block, record in self.resident.items():
+            if block in self.unstored:
+                continue
             for chunk in self.chunks(block):
                 transfers = []
                 for vector in self.form.vectors:

@@ -13,7 +13,7 @@ from lohan_core.engine.packing import Packed
 from lohan_core.model.cut import LayerCall
 from lohan_core.model.keep import Kept
 
-__all__ = ["Saved", "StepData", "micro_batch_seed"]
+__all__ = ["Saved", "StepData", "UpdateTerms", "micro_batch_seed"]
 
 
 def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -24,6 +24,15 @@ def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
     """
     digest = blake2b(f"{seed}/{step}/{micro_batch}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+@define
+class UpdateTerms:
+    """What all updates of one step have in common: the step's number, its learning rate, and what clips gradients."""
+
+    step: int
+    lr: float
+    gradient_factor: float = 1.0
 
 
 @define
@@ -44,13 +53,14 @@ class Saved:
 class StepData:
     """One step's data. Each entry is written by one task and read by tasks that come after it."""
 
-    step: int
-    lr: float
-    inputs: Sequence[Mapping[str, Tensor]]
+    terms: UpdateTerms
+    deferred: UpdateTerms | None = None
+    """Those of the step before, if its deferred updates are done in this one."""
+    inputs: Sequence[Mapping[str, Tensor]] = ()
     """One micro-batch each, on the computing device."""
-    weights: Sequence[float]
+    weights: Sequence[float] = ()
     """Each micro-batch's share of the step's predicted tokens: the step's loss is the mean over all of them."""
-    random: list[Tensor]
+    random: list[Tensor] = field(factory=list)
     """Each micro-batch's random state as its last block left it."""
     prelude_random: list[Tensor] = field(factory=list)
     calls: list[tuple[LayerCall, ...]] = field(factory=list)
@@ -66,7 +76,6 @@ class StepData:
     written: set[str] = field(factory=set)
     """Parameters whose gradient has been written this step: the first micro-batch writes, the others add."""
     gradient_norm: float = float("nan")
-    gradient_factor: float = 1.0
 
     @property
     def loss(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -11,9 +10,10 @@ import torch
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config
 from lohan_core.data.batches import Batch
+from lohan_core.engine.cores import update_threads
+from lohan_core.engine.model import build_model
 from lohan_core.engine.parts import Report, store_path
-from lohan_core.model.cut import cut_model
-from lohan_core.model.skeleton import build_skeleton, read_config
+from lohan_core.model.loss import require_same_loss
 from lohan_core.profile import Subject
 from lohan_core.registry import Registry
 from lohan_core.store import StoreDirectory
@@ -31,13 +31,11 @@ def open_subject(config: Config, registry: Registry, device: torch.device, repor
     Raises:
         LohanError: anything that the user can mend.
     """
-    dtype: torch.dtype = getattr(torch, config.run.dtype)
-    trust = config.model.trust_remote_code
-    model_config = read_config(config.model.path, trust_remote_code=trust)
-    model = cut_model(build_skeleton(model_config, dtype, trust_remote_code=trust))
+    model, _ = build_model(config, device)
     model.to(device)
+    require_same_loss(model)
     optimizer = registry.open_backend(
-        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
     )
     with closing(StoreDirectory.at(store_path(config))) as directory:
         storage = registry.open_backend(
@@ -48,7 +46,7 @@ def open_subject(config: Config, registry: Registry, device: torch.device, repor
             default_directory=directory.path / "extents",
         )
         with closing(storage):
-            batch = _random_batch(config, model_config.get_text_config(decoder=True).vocab_size)
+            batch = _random_batch(config, model.model.config.get_text_config(decoder=True).vocab_size)
             yield Subject(model=model, storage=storage, optimizer=optimizer, batch=batch, report=report)
 
 

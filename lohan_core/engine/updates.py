@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lohan_core.engine.buffers import Buffers
@@ -17,7 +18,8 @@ from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.interfaces.storage import Storage
 from lohan_core.layout import BlockLayout, Chunk
 from lohan_core.memory import allocate_host
-from lohan_core.plan import Plan, Tier
+from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.schedule.sizes import gradients_wait
 from lohan_core.schedule.task import Op, Slot, Task
 from lohan_core.states import StateVector
 
@@ -59,7 +61,7 @@ class Updates:
         storage: Storage,
         weight_decay: float,
         max_grad_norm: float | None,
-        waits: bool,
+        workload: Workload,
         pin: bool,
     ) -> None:
         self._blocks = blocks
@@ -71,12 +73,15 @@ class Updates:
         self._weight_decay = weight_decay
         self._max_grad_norm = max_grad_norm
         self._dtype = states.form.dtypes[WEIGHTS]
+        self._deferred = frozenset(block.index for block in blocks if plan.blocks[block.index].deferred)
         self._waiting: dict[int, Tensor] = {}
         for block, decisions in zip(blocks, plan.blocks, strict=True):
             size = states.form.weights.extent_bytes(block.elements)
-            if waits and size and decisions.gradients is Tier.HOST:
+            if not size or not gradients_wait(workload, decisions):
+                continue
+            if decisions.gradients is Tier.HOST:
                 self._waiting[block.index] = allocate_host(size, pin=pin).view(self._dtype)
-            elif waits and size:
+            else:
                 storage.allocate(extent_for_gradients(block.index), size)
 
     @property
@@ -113,13 +118,14 @@ class Updates:
         """cpu: the global norm of all gradients, and the factor that clips it."""
         del task
         data = self.data
-        data.gradient_norm = math.sqrt(sum(float(data.norms[block]) ** 2 for block in sorted(data.norms)))
+        norms = torch.stack([data.norms[block] for block in sorted(data.norms)]).tolist()  # one wait for the GPU
+        data.gradient_norm = math.sqrt(sum(norm**2 for norm in norms))
         if not math.isfinite(data.gradient_norm):
             raise NonFiniteGradientError(
-                f"step {data.step}: the gradient norm is {data.gradient_norm}; the last finished step is intact; lower "
-                "optimizer.lr, or look at the data of this step"
+                f"step {data.terms.step}: the gradient norm is {data.gradient_norm}; the last finished step is intact; "
+                "lower optimizer.lr, or look at the data of this step"
             )
-        data.gradient_factor = clip_factor(data.gradient_norm, self._max_grad_norm)
+        data.terms.gradient_factor = clip_factor(data.gradient_norm, self._max_grad_norm)
 
     def read(self, task: Task) -> None:
         """ssd_read: a chunk's P32 and OS32."""
@@ -134,6 +140,8 @@ class Updates:
         resident = self._states.resident.get(task.block)
         record, base = (resident, 0) if resident is not None else (self._record(task, chunk), chunk.start)
         form = self._states.form
+        terms = self.data.deferred if task.block in self._deferred else self.data.terms
+        assert terms is not None  # noqa: S101 - the engine gives them with a schedule that has deferred updates
         for start, stop, decays in self._blocks[task.block].spans(chunk):
             values = record.slice(start - base, stop - base, form.vectors)
             self._optimizer.update(
@@ -142,10 +150,10 @@ class Updates:
                 gradient[start - chunk.start : stop - chunk.start],
                 values[WEIGHTS],
                 Hyperparameters(
-                    step=self.data.step,
-                    lr=self.data.lr,
+                    step=terms.step,
+                    lr=terms.lr,
                     weight_decay=self._weight_decay if decays else 0.0,
-                    gradient_factor=self.data.gradient_factor,
+                    gradient_factor=terms.gradient_factor,
                 ),
             )
 

@@ -37,7 +37,7 @@ class Weights:
         self._states.read_weights(task.source, chunk, self._buffers.slot("staging", task.slot("staging")))
 
     def upload(self, task: Task) -> None:
-        """h2d: a staged chunk, or a resident block whole, into the device slot."""
+        """h2d: a chunk, staged or just updated, or a resident block whole, into the device slot."""
         device_slot = next(slot for slot in task.touches if slot.pool.endswith("weights"))
         target = self._flat(device_slot)[self._offset(task.block, task.source) :]
         if task.chunk < 0:
@@ -45,8 +45,7 @@ class Weights:
             target[: source.numel()].copy_(source, non_blocking=True)
             return
         chunk = self._states.chunks(task.source)[task.chunk]
-        staged = self._buffers.slot("staging", task.slot("staging")).view(self._dtype)[: chunk.elements]
-        target[chunk.start : chunk.stop].copy_(staged, non_blocking=True)
+        target[chunk.start : chunk.stop].copy_(self._host_chunk(task, chunk.elements), non_blocking=True)
 
     def views(self, task: Task) -> Mapping[str, Tensor]:
         """Return the block's parameters by name, as leaves that require grad, in the slot that the task touches."""
@@ -61,6 +60,14 @@ class Weights:
                 for name, base, entry in parameters
             }
         return self._views[key]
+
+    def _host_chunk(self, task: Task, elements: int) -> Tensor:
+        """View the chunk in the staging slot that it was fetched into, or in the record that it was updated in."""
+        (slot,) = (slot for slot in task.touches if not slot.pool.endswith("weights"))
+        buffer = self._buffers.slot(slot.pool, slot.index)
+        if slot.pool == "records":
+            return self._states.form.open_record(buffer, elements).values[WEIGHTS]
+        return buffer.view(self._dtype)[:elements]
 
     def _flat(self, slot: Slot) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(self._dtype)

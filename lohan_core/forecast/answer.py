@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
+from attrs import evolve
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config
@@ -26,9 +26,6 @@ from lohan_core.model.skeleton import read_config
 from lohan_core.profile import Profile
 from lohan_core.registry import Registry
 from lohan_core.states import StateVector
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 __all__ = ["plan_here", "plan_on"]
 
@@ -50,7 +47,9 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     states = StateFormat(optimizer, dtype).states
     case = _case(config, registry, states, dtype)
     asker = _Asker(hardware, states, config.data.sequence_length, dtype, report)
-    outline = Outline(model_config, dtype, trust_remote_code=trust)
+    outline = Outline(
+        model_config, dtype, attention=config.model.attention, loss=config.model.loss, trust_remote_code=trust
+    )
     profile_of = asker.profiles(outline)
     planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
     return PlanReport(
@@ -58,7 +57,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         planned=planned,
         refusal=refusal,
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
-        largest=asker.largest(case, model_config, trust_remote_code=trust) if largest else None,
+        largest=asker.largest(case, outline) if largest else None,
         searched_largest=largest,
     )
 
@@ -149,16 +148,16 @@ class _Asker:
 
         return derive
 
-    def largest(self, case: Case, model_config: PreTrainedConfig, *, trust_remote_code: bool) -> LargestModel | None:
-        """Find the largest model of the family that fits with a batch of one row."""
+    def largest(self, case: Case, outline: Outline) -> LargestModel | None:
+        """Find the largest model of the outline's family that fits with a batch of one row."""
         sizes: dict[Shape, int] = {}
 
         def fits(shape: Shape) -> bool:
             self._report(f"trying {shape.name}", 0, 1)
-            outline = Outline(scaled_config(model_config, shape), self._dtype, trust_remote_code=trust_remote_code)
-            sizes[shape] = outline.parameters
+            scaled = evolve(outline, model_config=scaled_config(outline.model_config, shape))
+            sizes[shape] = scaled.parameters
             try:
-                case.plan(self.profiles(outline)(1), 1)
+                case.plan(self.profiles(scaled)(1), 1)
             except PlanError:
                 return False
             finally:

@@ -14,7 +14,6 @@ from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
-from lohan_core.schedule.timeline import Timeline
 
 __all__ = ["Forecast", "Part", "forecast_plan"]
 
@@ -46,6 +45,7 @@ class Forecast:
     ``busy`` is each lane's share of the step; ``occupied`` each part's: the time in which at least one of its lanes
     works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most, and
     ``speedups`` how many times faster the step would be with twice of each part, by the lanes alone.
+    ``saved`` is whether all states have space on the drives, so that the run can be stopped and resumed.
     ``drive_life_steps`` is how many such steps wear the drives out (None: their endurance is not known, or nothing is
     written).
     """
@@ -57,6 +57,7 @@ class Forecast:
     micro_batch_size: int
     sequence_length: int
     shortfalls: tuple[str, ...]
+    saved: bool
     seconds: float
     tokens_per_second: float
     busy: Mapping[Lane, float]
@@ -101,7 +102,7 @@ def forecast_plan(
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
     timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
-    occupied = {part: _occupied_seconds(timeline, lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
+    occupied = {part: timeline.occupied_seconds(lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
     work = timeline.work()
     batch_size = workload.micro_batches * profile.micro_batch_size
     written = work[Lane.SSD_WRITE]
@@ -113,6 +114,7 @@ def forecast_plan(
         micro_batch_size=profile.micro_batch_size,
         sequence_length=profile.sequence_length,
         shortfalls=tuple(str(shortfall) for shortfall in memory.shortfalls),
+        saved=workload.host_extents,
         seconds=timeline.seconds,
         tokens_per_second=batch_size * profile.sequence_length / timeline.seconds,
         busy={lane: busy / timeline.seconds for lane, busy in timeline.busy_seconds().items()},
@@ -125,20 +127,6 @@ def forecast_plan(
         ssd_written_bytes=written,
         drive_life_steps=endurance_bytes / written if endurance_bytes and written else None,
     )
-
-
-def _occupied_seconds(timeline: Timeline, lanes: tuple[Lane, ...]) -> float:
-    """Add up the time in which at least one of the lanes works."""
-    spans = sorted(
-        (span.start, span.end)
-        for task, span in zip(timeline.schedule.tasks, timeline.spans, strict=True)
-        if task.lane in lanes
-    )
-    total = until = 0.0
-    for start, end in spans:
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
 
 
 def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, float]:

@@ -39,6 +39,8 @@ def _forecast(forecast: Forecast) -> list[RenderableType]:
         *forecast.shortfalls,
         f"{_seconds(forecast.seconds)} a step, {forecast.tokens_per_second:,.0f} tokens/s; {_bound(forecast)}",
     ]
+    if not forecast.saved:
+        lines.append("States in host memory are not saved, for lack of space on the drives: the run cannot be resumed")
     return [verdict, Text("\n".join(lines)), _lanes(forecast), _memory(forecast), Text(_wear(forecast))]
 
 

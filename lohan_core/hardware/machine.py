@@ -50,6 +50,7 @@ def make_machine(hardware: Hardware, states: Sequence[StateVector], weight_bytes
         gpu_bytes=gpu.memory - gpu.reserved if gpu else host_bytes,
         host_bytes=host_bytes,
         ssd_bytes=hardware.drives.count * hardware.drives.capacity,
+        cpu_computes=gpu is None,
     )
 
 

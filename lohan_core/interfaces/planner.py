@@ -18,7 +18,7 @@ __all__ = ["Planner", "PlannerBackend"]
 
 
 class Planner(ABC):
-    """Decides where every state and every candidate lives."""
+    """Decides where every state and every candidate lives, and whose updates are deferred if the workload lets them."""
 
     @abstractmethod
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:

@@ -10,7 +10,7 @@ are stood in for by zeros of stride 0, which take no memory; what is computed fr
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from lohan_core.errors import ModelError
 from lohan_core.layout import BlockLayout, Borrowed, lay_out
+from lohan_core.model.attention import attention_of, flash_boundaries
+from lohan_core.model.choices import Attention, Loss
+from lohan_core.model.deferred_logits import loss_deferred
+from lohan_core.model.loss import loss_computer
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.model.skeleton import find_layers
 
@@ -63,10 +67,17 @@ class CutModel:
     blocks: tuple[BlockLayout, ...]
     unused: tuple[str, ...]
     """Parameters that no block computes with; they are never trained and are exported as they came."""
+    loss: Loss
+    """How head and loss are computed."""
     _layers: list[nn.Module] = field(alias="layers_list")
     _layer_prefix: str
     _returns_tuple: tuple[bool, ...]
     _stand_ins: dict[str, Tensor]
+
+    @property
+    def attention(self) -> Attention:
+        """The kernels of attention."""
+        return attention_of(self.model)
 
     @property
     def layers(self) -> range:
@@ -146,8 +157,9 @@ class CutModel:
                 raise _PreludeDone
             return (hidden,) if self._returns_tuple[position] else hidden
 
+        more = {"use_cache": False, **self._boundaries(inputs)}
         with _forwards_replaced(self._layers, record), suppress(_PreludeDone):
-            functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
+            functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, **more})
         return first[0], tuple(calls)
 
     def layer(self, block: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall) -> Tensor:
@@ -163,6 +175,8 @@ class CutModel:
     def postlude(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Run the model from its last layer's hidden state to the loss, a scalar: the mean over predicted tokens.
 
+        Head and loss are the model's own, or computed together in place of them: see ``loss``.
+
         ``inputs`` must hold ``labels``. Randomness behind the last layer draws what it would in one piece: the random
         state that the discarded prelude has used up is put back.
         """
@@ -175,17 +189,28 @@ class CutModel:
                 passed = hidden
             return (passed,) if self._returns_tuple[position] else passed
 
-        with _forwards_replaced(self._layers, hand_out):
+        with _forwards_replaced(self._layers, hand_out), self._loss_in_place():
             output = functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
         loss: Tensor = output.loss
         return loss
 
+    def _boundaries(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor | int]:
+        """What flash-attn must be told of packed rows."""
+        if self.attention is not Attention.FLASH or "position_ids" not in inputs:
+            return {}
+        return flash_boundaries(self.model, inputs["position_ids"])
 
-def cut_model(model: PreTrainedModel) -> CutModel:
+    def _loss_in_place(self) -> AbstractContextManager[None]:
+        compute = loss_computer(self.loss)
+        return nullcontext() if compute is None else loss_deferred(self.model, compute)
+
+
+def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE) -> CutModel:
     """Cut a model into blocks, finding out by one tiny run of zeros what each block needs.
 
     Args:
         model: a skeleton (:func:`lohan_core.model.skeleton.build_skeleton`).
+        loss: how head and loss are to be computed; :func:`lohan_core.model.loss.require_same_loss` tells if they can.
 
     Raises:
         ModelError: the model computes something between its layers, its layers depend on more than one value that
@@ -224,6 +249,7 @@ def cut_model(model: PreTrainedModel) -> CutModel:
         model=model,
         blocks=tuple(blocks),
         unused=tuple(name for name in everywhere_else if name not in probe.before | probe.behind),
+        loss=loss,
         layers_list=list(layers),
         layer_prefix=prefix,
         returns_tuple=tuple(probe.returns_tuple[type(layer)] for layer in layers),

@@ -8,12 +8,17 @@ micro-batch.
 
 A kept output is an alias of what the operator returned, so it costs no copy. An operator that writes in place into a
 kept value takes it off the list: the value would no longer be what the operator returned.
+
+[Note: host time] All of this runs between the launches of kernels, a thousand times a step: where it takes longer than
+the kernels, the GPU waits. So what is known of an operator by its schema is looked up once, and an output that is one
+tensor, as nearly all are, goes past the general walk through nested outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,7 +54,17 @@ class Kept:
 
     def tensors(self) -> list[Tensor]:
         """The tensors among the outputs."""
-        return [value for value in tree_leaves(self.outputs) if isinstance(value, Tensor)]
+        return _tensors(self.outputs)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+    return change(values) if isinstance(values, Tensor) else tree_map_only(Tensor, change, values)
 
 
 def is_keepable(func: OpOverload, outputs: Any) -> bool:
@@ -57,13 +72,18 @@ def is_keepable(func: OpOverload, outputs: Any) -> bool:
 
     Views and in-place operators alias their arguments; ``empty`` and its like return nothing worth keeping.
     """
+    if not _makes_values(func):
+        return False
+    tensors = _tensors(outputs)
+    return any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)
+
+
+@cache
+def _makes_values(func: OpOverload) -> bool:
     schema = func._schema  # noqa: SLF001 - torch offers no public way to a schema
     if schema.is_mutable or any(result.alias_info is not None for result in schema.returns):
         return False
-    if func.overloadpacket.__name__.startswith(("empty", "new_empty")):
-        return False
-    tensors = [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
-    return any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)
+    return not func.overloadpacket.__name__.startswith(("empty", "new_empty"))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -73,21 +93,32 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def mutated_storages(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[int]:
     """Yield the identities of the storages that an operator writes into, as :func:`storage_of` gives them."""
+    for position, name in _written_arguments(func):
+        for tensor in _tensors(args[position] if position < len(args) else kwargs.get(name)):
+            yield storage_of(tensor)
+
+
+@cache
+def _written_arguments(func: OpOverload) -> tuple[tuple[int, str], ...]:
     schema = func._schema  # noqa: SLF001 - as above
     if not schema.is_mutable:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        for tensor in tree_leaves(value):
-            if isinstance(tensor, Tensor):
-                yield storage_of(tensor)
+        return ()
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def storage_of(tensor: Tensor) -> int:
     """Identify a tensor's storage while it lives, with or without memory behind it."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch offers no public identity
+
+
+@cache
+def _counts(func: OpOverload) -> bool:
+    """All but autograd's own, more of them where saved tensors pass a hook, and questions to tensors without memory."""
+    return func.overloadpacket is not torch.ops.aten.detach and func.namespace != "prim"
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -101,8 +132,7 @@ class OperatorCounter(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Count one operator and hand it on with its index."""
-        if func.overloadpacket is torch.ops.aten.detach or func.namespace == "prim":
-            # Autograd's own, more of them where saved tensors pass a hook; and questions to tensors without memory.
+        if not _counts(func):
             return func(*args, **(kwargs or {}))
         index = self.count
         self.count += 1
@@ -114,6 +144,11 @@ class OperatorCounter(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@cache
+def _draws(func: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 class Keeping(OperatorCounter):
     """Runs a block and keeps the outputs of the operators named by ``wanted``."""
 
@@ -122,23 +157,25 @@ class Keeping(OperatorCounter):
         self.kept: dict[int, Kept] = {}
         self._wanted = wanted
         self._device = device
-        self._storages: dict[int, int] = {}
 
     def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operator; keep it if wanted; drop what it overwrites."""
         outputs = func(*args, **kwargs)
         for storage in mutated_storages(func, args, kwargs):
-            self.kept.pop(self._storages.pop(storage, -1), None)
+            self._drop(storage)
         if index in self._wanted and is_keepable(func, outputs):
-            draws = torch.Tag.nondeterministic_seeded in func.tags
             # An alias, since autograd will hang the graph of this forward onto the tensor that is returned.
             self.kept[index] = Kept(
-                outputs=tree_map_only(Tensor, Tensor.detach, outputs),
-                random_state=get_random_state(self._device) if draws else None,
+                outputs=_map_tensors(Tensor.detach, outputs),
+                random_state=get_random_state(self._device) if _draws(func) else None,
             )
-            for tensor in self.kept[index].tensors():
-                self._storages[storage_of(tensor)] = index
         return outputs
+
+    def _drop(self, storage: int) -> None:
+        """Let go of what has been overwritten. Rare: so it is looked for, not kept account of."""
+        for index, kept in list(self.kept.items()):
+            if any(storage_of(tensor) == storage for tensor in kept.tensors()):
+                del self.kept[index]
 
 
 class Replaying(OperatorCounter):
@@ -156,7 +193,7 @@ class Replaying(OperatorCounter):
             return func(*args, **kwargs)
         if kept.random_state is not None:
             set_random_state(self._device, kept.random_state)
-        return tree_map_only(Tensor, Tensor.detach, kept.outputs)
+        return _map_tensors(Tensor.detach, kept.outputs)
 
 
 @contextmanager

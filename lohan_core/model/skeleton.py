@@ -36,11 +36,23 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
         raise ModelError(f"model.path: {path}: {str(error).splitlines()[0]}{remedy}") from error
 
 
-def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    eager_attention: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """Build the causal LM of ``config``: parameters on the meta device in ``dtype``, buffers real, on the CPU.
 
     The model is in training mode and keeps no key-value cache. No memory is touched for parameters, whatever their
     number.
+
+    Args:
+        config: of the model; what it may say of attention does not count.
+        dtype: of the parameters.
+        eager_attention: whether attention is one operator after the other, also where the model supports fused ones.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ModelError: the config is not one of a causal LM, or its attention looks ahead.
@@ -51,7 +63,12 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote
     _without_cross_block_losses(config)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=dtype,
+                attn_implementation="eager" if eager_attention else None,  # None: sdpa, if the model supports it
+                trust_remote_code=trust_remote_code,
+            )
     except ValueError as error:
         name = getattr(config, "model_type", type(config).__name__)
         raise ModelError(

@@ -26,7 +26,8 @@ class MixedPlannerConfig:
 
     Attributes:
         activations: Name of the planner that decides where block inputs and operators' outputs wait.
-        states: Name of the planner that decides where weights, optimizer states and waiting gradients live.
+        states: Name of the planner that decides where weights, optimizer states and waiting gradients live, and which
+            updates are deferred.
     """
 
     activations: str = field(validator=min_len(1))
@@ -74,7 +75,7 @@ def _combine(activations: Plan, states: Plan) -> Plan:
     return Plan(
         planner=_NAME,
         blocks=tuple(
-            evolve(decided, states=other.states, gradients=other.gradients)
+            evolve(decided, states=other.states, gradients=other.gradients, deferred=other.deferred)
             for decided, other in zip(activations.blocks, states.blocks, strict=True)
         ),
         note=f"activations by {activations.planner} ({activations.note}), states by {states.planner} ({states.note})",

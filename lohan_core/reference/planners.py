@@ -17,7 +17,7 @@ __all__ = ["KEEP_ALL", "KEEP_NOTHING", "ReferencePlannerConfig"]
 
 @frozen(kw_only=True)
 class ReferencePlannerConfig:
-    """Where things wait; the planner itself decides only what is kept.
+    """Where things wait; the planner itself decides only what is kept. Updates that must wait are deferred if they may.
 
     Attributes:
         states: Where weights and optimizer states live: `ssd` or `host`.
@@ -40,13 +40,19 @@ class _ReferencePlanner(Planner):
         """Make the one plan there is, or raise PlanError if it does not fit."""
         from lohan_core.evaluate import require_feasible
 
-        plan = Plan(planner=self._name, blocks=tuple(self._decide(block) for block in profile.blocks))
+        plan = Plan(planner=self._name, blocks=tuple(self._decide(block, workload) for block in profile.blocks))
         return require_feasible(plan, profile, workload, budget)
 
-    def _decide(self, block: BlockProfile) -> BlockPlan:
+    def _decide(self, block: BlockProfile, workload: Workload) -> BlockPlan:
         config = self._config
         kept = {c.index: config.candidates for c in block.candidates} if self._keeps else {}
-        return BlockPlan(states=config.states, inputs=config.inputs, keep=kept, gradients=config.states)
+        return BlockPlan(
+            states=config.states,
+            inputs=config.inputs,
+            keep=kept,
+            gradients=config.states,
+            deferred=workload.clips and workload.may_defer,
+        )
 
 
 def _open_keep_nothing(config: ReferencePlannerConfig) -> Planner:

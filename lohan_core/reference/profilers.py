@@ -85,6 +85,8 @@ class FileProfiler(Profiler):
             sequence_length=length,
             dtype=subject.model.dtype,
             states=StateFormat(subject.optimizer, subject.model.dtype).states,
+            attention=subject.model.attention,
+            loss=subject.model.loss,
             trust_remote_code=True,  # if the model has any, it was run to make the subject
         )
 

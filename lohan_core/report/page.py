@@ -152,12 +152,12 @@ def _tick(seconds: float) -> float:
 
 
 def _sweeps(comparison: Comparison, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Draw a curve for every placement of states that a planner chose, and mark the planners' choices."""
+    """Draw a curve for every placement of states that planners chose, and way to update; mark the planners' choices."""
     curves: dict[Any, Sweep] = {}
     for contender in comparison.contenders:
         if contender.prediction:
             plan, workload = contender.prediction.plan, contender.prediction.workload
-            placement = tuple((decisions.states, decisions.gradients) for decisions in plan.blocks)
+            placement = tuple((decided.states, decided.gradients, decided.deferred) for decided in plan.blocks)
             if placement not in curves:
                 curves[placement] = sweep(comparison.profile, workload, comparison.budget, plan)
     if not curves:

@@ -7,21 +7,22 @@ from lohan_core.schedule.sizes import kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.schedule.update import LeavingGradients
+from lohan_core.schedule.weights import load_weights, unload_weights
 
 __all__ = ["emit_backward"]
 
 UPLOADS_IN_FLIGHT = 2  # bounds the GPU memory of kept bytes that are on their way back
 
 
-def emit_backward(state: StepState, *, waits: bool) -> None:
+def emit_backward(state: StepState) -> None:
     """Emit the postlude's turn, all layers and the prelude, then the global norm.
 
-    With ``waits`` the gradients are put aside for later; else each chunk's update follows its gradients at once.
+    Each chunk's update follows its gradients at once, unless it must wait: then they are put aside for later.
     """
     way_back = _WayBack(state)
-    held_gradients, leaving = _emit_turn(state, waits=waits)
+    held_gradients, leaving = _emit_turn(state)
     for index in reversed(state.layers):
-        state.load_weights(index)
+        load_weights(state, index)
         if state.builder.rings["gradients"].pool.slots == 1:
             leaving.finish()  # this block needs the slot
         gradients = _acquire_gradients(state, index)
@@ -40,23 +41,24 @@ def emit_backward(state: StepState, *, waits: bool) -> None:
         # with the states of earlier blocks, and whatever is queued after them would wait too.
         _load_ahead(state, index)
         leaving.finish()
-        leaving = _finish_block(state, index, gradients, waits=waits)
+        leaving = _finish_block(state, index, gradients)
     gradients = held_gradients or _acquire_gradients(state, 0)
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients=gradients)
         leaving.advance()
     leaving.finish()
-    _finish_block(state, 0, gradients, waits=waits).finish()
-    state.builder.add(Op.NORM, after=state.last_backward.values())
+    _finish_block(state, 0, gradients).finish()
+    # After what was written, too: where the norm is not finite, the states of the step before are whole.
+    state.builder.add(Op.NORM, after=(*state.last_backward.values(), *state.written.values()))
 
 
 def _load_ahead(state: StepState, index: int) -> None:
     """Bring the weights of the blocks that backward comes to next, as far as there are slots."""
     for ahead in range(index - 1, index - state.builder.rings["weights"].pool.slots, -1):
         if ahead in state.layers:
-            state.load_weights(ahead)
+            load_weights(state, ahead)
     if index == 1:
-        state.load_weights(0)
+        load_weights(state, 0)
 
 
 class _WayBack:
@@ -107,15 +109,14 @@ def _acquire_gradients(state: StepState, index: int) -> list[tuple[Slot, tuple[i
     return [state.builder.rings[name].acquire() for name in names]
 
 
-def _emit_turn(state: StepState, *, waits: bool) -> tuple[list[tuple[Slot, tuple[int, ...]]], LeavingGradients]:
+def _emit_turn(state: StepState) -> tuple[list[tuple[Slot, tuple[int, ...]]], LeavingGradients]:
     """Emit the postlude. A tied embedding's gradient begins here: the prelude's slots are then taken and returned."""
     index = state.postlude
-    state.load_weights(index)
     gradients = _acquire_gradients(state, index)
     held = _acquire_gradients(state, 0) if state.block(index).borrows else []
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.TURN, index, micro_batch, gradients=gradients, also=held)
-    return [(slot, ()) for slot, _ in held], _finish_block(state, index, gradients, waits=waits)
+    return [(slot, ()) for slot, _ in held], _finish_block(state, index, gradients)
 
 
 def _emit_block(
@@ -158,14 +159,12 @@ def _emit_block(
         state.last_backward[index] = made
 
 
-def _finish_block(
-    state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]], *, waits: bool
-) -> LeavingGradients:
+def _finish_block(state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]]) -> LeavingGradients:
     """Give weights and sums back; return G16 as it is about to leave."""
     last = state.last_backward[index]
-    state.unload_weights(index, last)
+    unload_weights(state, index, last)
     state.held.difference_update(slot for slot, _ in gradients)
     (slot, _), *sums = gradients
     for sum_slot, _ in sums:
         state.builder.rings[sum_slot.pool].release(sum_slot, [last])
-    return LeavingGradients(state, index, slot, waits=waits)
+    return LeavingGradients(state, index, slot)

@@ -1,4 +1,4 @@
-"""``build_schedule``: the tasks of one training step, or of one evaluation, that carry a plan out.
+"""``build_schedule``: the tasks of one training step, of one evaluation, or of updates alone, that carry a plan out.
 
 The order of the list is the order of need: a lane that runs through its own tasks in this order always works on what is
 wanted next, and runs ahead as far as the rings let it. Every dependency points backwards, so the list itself is a valid
@@ -15,68 +15,82 @@ from lohan_core.schedule.forward import emit_forward
 from lohan_core.schedule.sizes import kept_bytes, resident_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Schedule
-from lohan_core.schedule.update import emit_waiting_updates
+from lohan_core.schedule.update import emit_deferred_updates, emit_waiting_updates
 from lohan_core.states import chunk_record_bytes
 
-__all__ = ["build_evaluation", "build_memory", "build_schedule", "gradients_wait"]
+__all__ = ["build_evaluation", "build_memory", "build_schedule", "build_updates"]
 
 STAGING_SLOTS = 4
 SPILL_SLOTS = 3
-RECORD_SLOTS = {Update.NAIVE: 1, Update.SERIAL: 3, Update.OPTIMIZED: 3}  # read, update and write one each
+RECORD_SLOTS = {Update.NAIVE: 1, Update.SERIAL: 3, Update.OPTIMIZED: 3, Update.DEFERRED: 3}  # read, update, write
 
 
-def build_schedule(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
+def build_schedule(plan: Plan, profile: Profile, workload: Workload, *, pending: bool = True) -> Schedule:
     """Build one training step.
+
+    Args:
+        plan: the decisions.
+        profile: the model and the machine.
+        workload: what the step does.
+        pending: whether a step came before whose deferred updates are still to be done: in all steps but the first.
 
     Returns:
         The schedule; its pools and resident bytes are all the memory that carrying it out takes.
     """
-    waits = gradients_wait(workload)
-    builder = Builder()
-    state = StepState(builder=builder, plan=plan, profile=profile, workload=workload)
-    _declare_device_pools(builder, plan, profile, workload)
-    _declare_host_pools(builder, plan, profile, workload)
+    state = _begin(plan, profile, workload)
+    if pending:
+        state.pending.update(_deferred(plan, profile))
     emit_forward(state)
-    emit_backward(state, waits=waits)
-    if waits:
-        emit_waiting_updates(state)
+    emit_backward(state)
+    emit_waiting_updates(state)
     return Schedule(
-        tasks=tuple(builder.tasks),
-        pools=builder.pools(),
-        resident_bytes=resident_bytes(plan, profile, workload, gradients_wait=waits),
+        tasks=tuple(state.builder.tasks),
+        pools=state.builder.pools(),
+        resident_bytes=resident_bytes(plan, profile, workload),
     )
 
 
 def build_memory(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
     """Build the pools and resident bytes of a training step without its tasks: what it takes, not what it does."""
-    builder = Builder()
-    _declare_device_pools(builder, plan, profile, workload)
-    _declare_host_pools(builder, plan, profile, workload)
-    resident = resident_bytes(plan, profile, workload, gradients_wait=gradients_wait(workload))
-    return Schedule(tasks=(), pools=builder.pools(), resident_bytes=resident)
+    state = _begin(plan, profile, workload)
+    return Schedule(tasks=(), pools=state.builder.pools(), resident_bytes=resident_bytes(plan, profile, workload))
 
 
 def build_evaluation(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
     """Build one forward pass that only scores: the same pools, nothing kept, nothing updated."""
-    builder = Builder()
-    state = StepState(builder=builder, plan=plan, profile=profile, workload=workload)
-    _declare_device_pools(builder, plan, profile, workload)
-    _declare_host_pools(builder, plan, profile, workload)
+    state = _begin(plan, profile, workload)
     emit_forward(state, scores_only=True)
-    return Schedule(tasks=tuple(builder.tasks), pools=builder.pools())
+    return Schedule(tasks=tuple(state.builder.tasks), pools=state.builder.pools())
 
 
-def gradients_wait(workload: Workload) -> bool:
-    """Whether updates run after backward: to clip by the global norm, or because the user asked for ``serial``."""
-    return workload.clips or workload.update is Update.SERIAL
+def build_updates(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
+    """Build the deferred updates of a step that no other follows: the same pools, and no forward to hide them in."""
+    state = _begin(plan, profile, workload)
+    emit_deferred_updates(state, _deferred(plan, profile))
+    return Schedule(tasks=tuple(state.builder.tasks), pools=state.builder.pools())
+
+
+def _begin(plan: Plan, profile: Profile, workload: Workload) -> StepState:
+    builder = Builder()
+    _declare_device_pools(builder, profile, workload)
+    _declare_host_pools(builder, plan, profile, workload)
+    return StepState(builder=builder, plan=plan, profile=profile, workload=workload)
+
+
+def _deferred(plan: Plan, profile: Profile) -> list[int]:
+    """Blocks that have something to update, and do it in the next step's forward; in forward's order."""
+    return [
+        index
+        for index, (block, decisions) in enumerate(zip(profile.blocks, plan.blocks, strict=True))
+        if decisions.deferred and block.elements
+    ]
 
 
 def _fetched_elements(block: BlockProfile, profile: Profile) -> int:
     return block.elements + sum(profile.blocks[owner].elements for owner in block.borrows)
 
 
-def _declare_device_pools(builder: Builder, plan: Plan, profile: Profile, workload: Workload) -> None:
-    del plan
+def _declare_device_pools(builder: Builder, profile: Profile, workload: Workload) -> None:
     layers = [block for block in profile.blocks if block.role is Role.LAYER]
     edges = [block for block in profile.blocks if block.role is not Role.LAYER]
     layer_elements = max(block.elements for block in layers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lohan_core.schedule.sizes import kept_bytes
+from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op
+from lohan_core.schedule.weights import load_weights, unload_weights
 
 __all__ = ["emit_forward"]
 
@@ -14,25 +15,28 @@ OFFLOADS_IN_FLIGHT = 2  # bounds the GPU memory of activations that are on their
 def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
     """Emit the prelude and all layers; with ``scores_only`` the postlude's loss too, and nothing is kept.
 
-    The weights of the last layers stay on the GPU when the layers are through: backward begins with them.
+    The weights of the last layers stay on the GPU when the layers are through: backward begins with them. Those of the
+    postlude are on their way by then.
     """
     offloads: list[int] = []
     _emit_prelude(state)
     for index in state.layers:
         for ahead in range(index, index + state.builder.rings["weights"].pool.slots):
             if ahead in state.layers:
-                state.load_weights(ahead)
+                load_weights(state, ahead)
+        if index == state.layers[-1]:
+            load_weights(state, state.postlude)
         for micro_batch in state.micro_batches:
             _emit_layer(state, index, micro_batch, offloads, keeps=not scores_only)
         behind = state.postlude - state.builder.rings["weights"].pool.slots
         if scores_only or index < behind:
-            state.unload_weights(index, state.made[index, state.micro_batches[-1]])
+            unload_weights(state, index, state.made[index, state.micro_batches[-1]])
     if scores_only:
         _emit_scores(state)
 
 
 def _emit_prelude(state: StepState) -> None:
-    state.load_weights(0)
+    load_weights(state, 0)
     for micro_batch in state.micro_batches:
         state.made[0, micro_batch] = state.builder.add(
             Op.FORWARD,
@@ -43,7 +47,7 @@ def _emit_prelude(state: StepState) -> None:
             touches=(state.loaded[0].slot,),
             gives=(state.loaded[0].slot,) if micro_batch == state.micro_batches[-1] else (),
         )
-    state.unload_weights(0, state.made[0, state.micro_batches[-1]])
+    unload_weights(state, 0, state.made[0, state.micro_batches[-1]])
 
 
 def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[int], *, keeps: bool) -> None:
@@ -55,7 +59,7 @@ def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[i
         Op.FORWARD,
         block=index,
         micro_batch=micro_batch,
-        work=block.seconds,
+        work=block.seconds + (keeping_seconds(block, state.decisions(index)) if keeps else 0.0),
         after=(
             *loaded.uploads,
             state.made[index - 1, micro_batch],
@@ -92,7 +96,6 @@ def emit_offload(state: StepState, index: int, micro_batch: int, made: int, offl
 
 def _emit_scores(state: StepState) -> None:
     index = state.postlude
-    state.load_weights(index)
     loaded = state.loaded[index]
     for micro_batch in state.micro_batches:
         state.made[index, micro_batch] = state.builder.add(
@@ -104,4 +107,4 @@ def _emit_scores(state: StepState) -> None:
             touches=(loaded.slot,),
             gives=(loaded.slot,) if micro_batch == state.micro_batches[-1] else (),
         )
-    state.unload_weights(index, state.made[index, state.micro_batches[-1]])
+    unload_weights(state, index, state.made[index, state.micro_batches[-1]])

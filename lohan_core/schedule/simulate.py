@@ -2,6 +2,8 @@
 
 Each lane works through its own tasks in the list's order, one at a time; a task begins when its lane is free and what
 it comes after is finished. Reading and writing drives share the bandwidth of the drives while both are active.
+Where there is no GPU, the lanes that compute and copy share the processor; beside one, copies take from updates' share
+of the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from lohan_core.profile import Machine
 from lohan_core.schedule.task import Lane, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
-__all__ = ["simulate"]
+__all__ = ["PROCESSOR_LANES", "simulate"]
+
+PROCESSOR_LANES = (Lane.GPU, Lane.H2D, Lane.D2H, Lane.CPU)
+"""What the processor does where it computes: each of these lanes could fill all of its cores."""
+
+COPY_LANES = (Lane.H2D, Lane.D2H, Lane.SSD_READ, Lane.SSD_WRITE)
+"""What goes into and out of host memory past the processor: its updates have the rest of the memory's bandwidth."""
+
+LEAST_SHARE = 0.25
+"""Of that bandwidth, what copies always leave to updates."""
 
 
 @define
@@ -40,7 +51,8 @@ def simulate(schedule: Schedule, machine: Machine) -> Timeline:
     now = 0.0
     while True:
         for lane, queue in waiting.items():
-            if lane not in active and queue and all(finished[index] for index in queue[0].after):
+            # The latest first, which usually finishes last: the norm comes after thousands of tasks.
+            if lane not in active and queue and all(finished[index] for index in reversed(queue[0].after)):
                 task = queue.popleft()
                 active[lane] = _Active(task, task.work, now)
         if not active:
@@ -65,11 +77,16 @@ def _rates(active: dict[Lane, _Active], machine: Machine) -> dict[Lane, float]:
     if Lane.SSD_READ in active and Lane.SSD_WRITE in active:
         share = machine.ssd_mixed_bytes_per_second / (read + write)
         read, write = read * share, write * share
-    return {
-        Lane.GPU: 1.0,
-        Lane.H2D: machine.h2d_bytes_per_second,
-        Lane.D2H: machine.d2h_bytes_per_second,
+    sharing = sum(lane in active for lane in PROCESSOR_LANES) if machine.cpu_computes else 1
+    processor = 1 / max(1, sharing)
+    rates = {
+        Lane.GPU: processor,
+        Lane.H2D: processor * machine.h2d_bytes_per_second,
+        Lane.D2H: processor * machine.d2h_bytes_per_second,
         Lane.SSD_READ: read,
         Lane.SSD_WRITE: write,
-        Lane.CPU: machine.cpu_parameters_per_second,
     }
+    copied = sum(rates[lane] for lane in COPY_LANES if lane in active)
+    left = 1.0 if machine.memory_bytes_per_second is None else 1 - copied / machine.memory_bytes_per_second
+    rates[Lane.CPU] = processor * max(LEAST_SHARE, left) * machine.cpu_parameters_per_second
+    return rates

@@ -5,11 +5,11 @@ from __future__ import annotations
 from attrs import frozen
 
 from lohan_core.layout import Chunk, round_up
-from lohan_core.plan import BlockPlan, Plan, Tier, Workload
+from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 
-__all__ = ["KeptBytes", "chunks_of", "kept_bytes", "resident_bytes"]
+__all__ = ["KeptBytes", "chunks_of", "gradients_wait", "keeping_seconds", "kept_bytes", "resident_bytes"]
 
 
 @frozen(kw_only=True)
@@ -37,6 +37,13 @@ def kept_bytes(block: BlockProfile, decisions: BlockPlan) -> KeptBytes:
     return KeptBytes(gpu=held[Tier.GPU], host=held[Tier.HOST], ssd=held[Tier.SSD])
 
 
+def keeping_seconds(block: BlockProfile, decisions: BlockPlan) -> float:
+    """Add up what one forward takes longer for what it keeps. Only layers keep anything."""
+    if block.role is not Role.LAYER:
+        return 0.0
+    return sum(c.keeping_seconds for c in block.candidates if c.index in decisions.keep)
+
+
 def chunks_of(block: BlockProfile, chunk_elements: int) -> tuple[Chunk, ...]:
     """Cut a block's flat vector into chunks, the last shorter."""
     starts = range(0, block.elements, chunk_elements)
@@ -45,12 +52,20 @@ def chunks_of(block: BlockProfile, chunk_elements: int) -> tuple[Chunk, ...]:
     )
 
 
-def resident_bytes(plan: Plan, profile: Profile, workload: Workload, *, gradients_wait: bool) -> dict[Tier, int]:
+def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:
+    """Whether a block's update cannot follow its gradients at once.
+
+    It waits for the global norm to clip by, or for the next step's forward, or because the user asked for ``serial``.
+    """
+    return workload.clips or workload.update is Update.SERIAL or decisions.deferred
+
+
+def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tier, int]:
     """Bytes held for the whole run beside the schedule's pools, by tier.
 
     Host: states that live there, gradients and activations that wait there. Ssd: every version of every state (host
-    states too: that is where checkpoints go), gradients and activations that wait there. GPU: candidates kept there,
-    the activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
+    states too, if they are to be saved), gradients and activations that wait there. GPU: candidates kept there, the
+    activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
     """
     total = dict.fromkeys(Tier, 0)
     largest_input = max(block.input_bytes for block in profile.blocks)
@@ -58,10 +73,11 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload, *, gradient
     for block, decisions, held in zip(profile.blocks, plan.blocks, kept, strict=True):
         weights = block.elements * profile.weight_bytes
         states = weights + chunk_record_bytes(profile.states, block.elements)
-        total[Tier.SSD] += workload.versions * states
+        if decisions.states is Tier.SSD or workload.host_extents:
+            total[Tier.SSD] += workload.versions * states
         if decisions.states is Tier.HOST:
             total[Tier.HOST] += states
-        if gradients_wait:
+        if gradients_wait(workload, decisions):
             total[decisions.gradients] += weights
         total[Tier.HOST] += workload.micro_batches * held.host
         total[Tier.SSD] += workload.micro_batches * held.ssd

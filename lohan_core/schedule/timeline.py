@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attrs import frozen
 
 from lohan_core.schedule.task import Lane, Schedule
@@ -35,6 +37,19 @@ class Timeline:
         for task, span in zip(self.schedule.tasks, self.spans, strict=True):
             busy[task.lane] += span.end - span.start
         return busy
+
+    def occupied_seconds(self, lanes: Collection[Lane]) -> float:
+        """Time in which at least one of the lanes is at work."""
+        spans = sorted(
+            (span.start, span.end)
+            for task, span in zip(self.schedule.tasks, self.spans, strict=True)
+            if task.lane in lanes
+        )
+        total = until = 0.0
+        for start, end in spans:
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
 
     def work(self) -> dict[Lane, float]:
         """Bytes, parameters or predicted seconds that each lane moved."""

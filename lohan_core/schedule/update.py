@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
+
+from attrs import frozen
 
 from lohan_core.layout import Chunk
 from lohan_core.plan import Tier, Update
+from lohan_core.schedule.sizes import gradients_wait
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.states import chunk_record_bytes
 
-__all__ = ["LeavingGradients", "emit_waiting_updates"]
+__all__ = [
+    "LeavingGradients",
+    "Updated",
+    "begin_waiting_update",
+    "emit_deferred_updates",
+    "emit_waiting_updates",
+    "emit_write",
+]
+
+
+@frozen
+class Updated:
+    """A chunk's update, and the record that holds its states if they live on the drives and are still to be written."""
+
+    block: int
+    chunk: Chunk
+    task: int
+    record: Slot | None = None
 
 
 class LeavingGradients:
@@ -21,10 +41,10 @@ class LeavingGradients:
     way back from the drives, and nothing overtakes on a lane: backward would wait until the updates have read on.
     """
 
-    def __init__(self, state: StepState, index: int, slot: Slot, *, waits: bool) -> None:
+    def __init__(self, state: StepState, index: int, slot: Slot) -> None:
         self._state = state
         self._slot = slot
-        self._downloads = _gradients_out(state, index, slot, waits=waits)
+        self._downloads = _gradients_out(state, index, slot)
         self._share = -(-len(state.chunks(index)) // len(state.micro_batches))
         self._last = state.last_backward[index]
         self._finished = False
@@ -44,18 +64,19 @@ class LeavingGradients:
         self._state.builder.rings[self._slot.pool].release(self._slot, [self._last])
 
 
-def _gradients_out(state: StepState, index: int, gradients: Slot, *, waits: bool) -> Iterator[int]:
+def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[int]:
     """Emit the download of a block's G16 and, unless it must wait, the update of each chunk; chunk by chunk, as asked.
 
     Yields:
         Each chunk's download; after the last the device slot is free.
     """
     chunks = state.chunks(index)
+    waits = gradients_wait(state.workload, state.decisions(index))
     for chunk in chunks:
         gives = (gradients,) if chunk is chunks[-1] else ()
         if waits and state.decisions(index).gradients is Tier.HOST:
             download = _emit_download(state, index, chunk, touches=(gradients,), gives=gives)
-            state.waiting[index, chunk.index] = download
+            state.waiting[index, chunk.index] = (download,)
             yield download
             continue
         ring = state.builder.rings["gradient_chunks"]
@@ -71,34 +92,96 @@ def _gradients_out(state: StepState, index: int, gradients: Slot, *, waits: bool
                 touches=(slot,),
                 gives=(slot,),
             )
-            state.waiting[index, chunk.index] = spill
+            state.waiting[index, chunk.index] = (spill,)
             ring.release(slot, [spill])
         else:
-            ring.release(slot, [_emit_update(state, index, chunk, after=(download,), gradient=slot)])
+            updated = _begin_update(state, index, chunk, after=(download,), gradient=slot)
+            emit_write(state, updated)
+            ring.release(slot, [updated.task])
         yield download
 
 
 def emit_waiting_updates(state: StepState) -> None:
-    """Emit the updates of all blocks after backward, in backward's order: the norm is known, or the user asked so."""
+    """Emit the updates that run after backward, in backward's order: the norm is known, or the user asked so."""
     norm = len(state.builder.tasks) - 1
     for index in (state.postlude, *reversed(state.layers), 0):
+        if state.updates_after_backward(index):
+            for chunk in state.chunks(index):
+                emit_write(state, begin_waiting_update(state, index, chunk, after=(norm,)))
+
+
+def emit_deferred_updates(state: StepState, blocks: Iterable[int]) -> None:
+    """Emit deferred updates alone, without the forward that they are usually part of."""
+    for index in blocks:
         for chunk in state.chunks(index):
-            ready = state.waiting[index, chunk.index]
-            if state.decisions(index).gradients is Tier.HOST:
-                _emit_update(state, index, chunk, after=(ready, norm), gradient=None)
-                continue
-            ring = state.builder.rings["gradient_chunks"]
-            slot, free = ring.acquire()
-            fetch = state.builder.add(
-                Op.FETCH_GRADIENT,
-                block=index,
-                chunk=chunk.index,
-                work=chunk.elements * state.profile.weight_bytes,
-                after=(ready, *free),
-                touches=(slot,),
-                takes=(slot,),
-            )
-            ring.release(slot, [_emit_update(state, index, chunk, after=(fetch, norm), gradient=slot)])
+            emit_write(state, begin_waiting_update(state, index, chunk))
+
+
+def begin_waiting_update(state: StepState, index: int, chunk: Chunk, *, after: tuple[int, ...] = ()) -> Updated:
+    """Emit the update of a chunk whose gradients have waited, up to the write of its states."""
+    ready = state.waiting.get((index, chunk.index), ())
+    if state.decisions(index).gradients is Tier.HOST:
+        return _begin_update(state, index, chunk, after=(*ready, *after), gradient=None)
+    ring = state.builder.rings["gradient_chunks"]
+    slot, free = ring.acquire()
+    fetch = state.builder.add(
+        Op.FETCH_GRADIENT,
+        block=index,
+        chunk=chunk.index,
+        work=chunk.elements * state.profile.weight_bytes,
+        after=(*ready, *free),
+        touches=(slot,),
+        takes=(slot,),
+    )
+    updated = _begin_update(state, index, chunk, after=(fetch, *after), gradient=slot)
+    ring.release(slot, [updated.task])
+    return updated
+
+
+def _begin_update(
+    state: StepState, index: int, chunk: Chunk, *, after: tuple[int, ...], gradient: Slot | None
+) -> Updated:
+    """Emit one chunk's update, where its states live on the drives with the read before it."""
+    where = {"block": index, "chunk": chunk.index}
+    slots = () if gradient is None else (gradient,)
+    if state.decisions(index).states is Tier.HOST:
+        task = state.builder.add(Op.UPDATE, work=chunk.elements, after=after, touches=slots, gives=slots, **where)
+        return Updated(index, chunk, task)
+    record, free = state.builder.rings["records"].acquire()
+    before = after if state.workload.update is Update.NAIVE else ()
+    read = state.builder.add(
+        Op.READ_STATES,
+        work=chunk_record_bytes(state.profile.states, chunk.elements),
+        after=(*free, *before),
+        touches=(record,),
+        takes=(record,),
+        **where,
+    )
+    task = state.builder.add(
+        Op.UPDATE, work=chunk.elements, after=(read, *after), touches=(record, *slots), gives=slots, **where
+    )
+    return Updated(index, chunk, task, record)
+
+
+def emit_write(state: StepState, updated: Updated, *, also: tuple[int, ...] = ()) -> None:
+    """Emit the write of an updated chunk, where its states live on the drives.
+
+    Its record is free when it is written and the tasks ``also``, which read it too, are finished.
+    """
+    if updated.record is None:
+        return
+    index, chunk = updated.block, updated.chunk
+    write = state.builder.add(
+        Op.WRITE_STATES,
+        block=index,
+        chunk=chunk.index,
+        work=chunk_record_bytes(state.profile.states, chunk.elements) + chunk.elements * state.profile.weight_bytes,
+        after=(updated.task,),
+        touches=(updated.record,),
+        gives=(updated.record,),
+    )
+    state.builder.rings["records"].release(updated.record, [write, *also])
+    state.written[index, chunk.index] = write
 
 
 def _emit_download(
@@ -121,31 +204,3 @@ def _emit_download(
         takes=takes,
         gives=gives,
     )
-
-
-def _emit_update(state: StepState, index: int, chunk: Chunk, *, after: tuple[int, ...], gradient: Slot | None) -> int:
-    """Emit one chunk's update; where its states live on the drives, with the read before and the write after."""
-    where = {"block": index, "chunk": chunk.index}
-    slots = () if gradient is None else (gradient,)
-    if state.decisions(index).states is Tier.HOST:
-        return state.builder.add(Op.UPDATE, work=chunk.elements, after=after, touches=slots, gives=slots, **where)
-    ring = state.builder.rings["records"]
-    record, free = ring.acquire()
-    state_bytes = chunk_record_bytes(state.profile.states, chunk.elements)
-    before = after if state.workload.update is Update.NAIVE else ()
-    read = state.builder.add(
-        Op.READ_STATES, work=state_bytes, after=(*free, *before), touches=(record,), takes=(record,), **where
-    )
-    update = state.builder.add(
-        Op.UPDATE, work=chunk.elements, after=(read, *after), touches=(record, *slots), gives=slots, **where
-    )
-    write = state.builder.add(
-        Op.WRITE_STATES,
-        work=state_bytes + chunk.elements * state.profile.weight_bytes,
-        after=(update,),
-        touches=(record,),
-        gives=(record,),
-        **where,
-    )
-    ring.release(record, [write])
-    return update

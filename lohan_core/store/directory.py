@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,9 +60,12 @@ class StoreDirectory:
         if not (path / MANIFEST).is_file():
             raise StoreError(f"{path}: no store here; give the directory of a run that has finished a step")
         directory = cls._locked(path)
-        if not directory.holds_commit:
-            directory.close()
-            raise StoreError(f"{path}: the store was never completed; start its run again")
+        with ExitStack() as on_failure:
+            on_failure.callback(directory.close)
+            directory.require_kept()
+            if not directory.holds_commit:
+                raise StoreError(f"{path}: the store was never completed; start its run again")
+            on_failure.pop_all()
         return directory
 
     @classmethod
@@ -89,6 +93,17 @@ class StoreDirectory:
     def holds_commit(self) -> bool:
         """Whether a store was created here and committed once; else it is new, or a crash left it half-created."""
         return self.manifest.commit is not None
+
+    def require_kept(self) -> None:
+        """Raise StoreError if this was the store of a run with ``run.durability: none`` of which nothing is left."""
+        if not self.manifest.overwriting:
+            return
+        if self.manifest.commit is None:
+            why = "kept states in host memory for which there was no space on the drives, so it cannot go on"
+        else:
+            step = self.manifest.commit.step
+            why = f"was interrupted after step {step}, so its states are a mix of two steps"
+        raise StoreError(f"{self.path}: a run with run.durability: none {why}; start again in another run.dir")
 
     def replace(self, manifest: Manifest) -> None:
         """Put a new manifest in place, atomically and durably. Raises StorageError."""

@@ -40,8 +40,9 @@ class Commit:
 class Manifest:
     """A store's identity card.
 
-    ``commit`` is None while the store is being created. ``overwriting`` is set while the only version of an extent is
-    being overwritten (``versions`` is 1): should the process end now, the states would be of two steps.
+    ``commit`` is None while the store is being created. ``overwriting`` is set while nobody could go on from here if
+    the process ended now: the only version of an extent is being overwritten (``versions`` is 1), so that the states
+    would be of two steps, or some states are in no store at all (then ``commit`` stays None).
     """
 
     store_id: str

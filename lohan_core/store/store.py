@@ -122,11 +122,7 @@ class Store:
         if manifest.commit is None:
             raise ValueError(f"{directory.path} holds no committed store; create it")
         _check_identity(directory, manifest.identity, identity)
-        if manifest.overwriting:
-            raise StoreError(
-                f"{directory.path}: a run with run.durability: none was interrupted after step {manifest.commit.step}, "
-                f"so its states are a mix of two steps; start again in another run.dir"
-            )
+        directory.require_kept()
         stored = storage.extents()
         for name, record in manifest.commit.extents.items():
             for version in range(manifest.versions):
@@ -239,6 +235,19 @@ class Store:
             commit = Commit(step=step, progress=dict(progress), extents=self._versions.records())
             self._replace_manifest(evolve(self._manifest, commit=commit, overwriting=False))
             self._versions.commit()
+
+    def never_commit(self) -> None:
+        """Write down that no later process can go on from here: not all states will be in this store.
+
+        Raises:
+            StorageError: the manifest cannot be written.
+            ValueError: something was committed.
+        """
+        if self._manifest.commit is not None:
+            raise ValueError("the store holds a commit; it can be kept")
+        with self._lock:
+            if not self._manifest.overwriting:
+                self._replace_manifest(evolve(self._manifest, overwriting=True))
 
     def close(self) -> None:
         """Close the storage and let go of the directory; what was not committed is lost. A second call does nothing."""

@@ -29,7 +29,7 @@ from lohan_core.profile import BlockProfile, Candidate, Machine, Profile, Role
 from lohan_core.states import StateVector
 from lohan_core.testing.suite import ConformanceSuite
 
-__all__ = ["PROBLEMS", "PlannerSuite", "Problem", "example_profile"]
+__all__ = ["PROBLEMS", "TINY_PROBLEMS", "PlannerSuite", "Problem", "example_profile"]
 
 _PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 _FRACTIONS = (0.0, 0.3, 0.6, 0.9, 0.99)
@@ -142,13 +142,20 @@ PROBLEMS = tuple(
             (4, 2**15, 3, Update.OPTIMIZED, True, 2),
             (5, 2**15, 2, Update.NAIVE, False, 2),
             (8, 2**10, 1, Update.OPTIMIZED, False, 2),
+            (3, 2**15, 2, Update.DEFERRED, True, 2),
+            (4, 2**11, 3, Update.DEFERRED, False, 1),
         ]
     )
 )
 """Small problems in which tiers, drives and updates weigh differently."""
 
-_TINY = _problem(
-    layers=1, tokens=2**15, micro_batches=2, update=Update.OPTIMIZED, clips=False, versions=2, seed=0, candidates=2
+TINY_PROBLEMS = tuple(
+    _problem(layers=1, tokens=tokens, micro_batches=2, update=update, clips=clips, versions=2, seed=seed, candidates=2)
+    for tokens, update, clips, seed in (
+        (2**15, Update.OPTIMIZED, False, 0),
+        (2**15, Update.DEFERRED, True, 0),
+        (2**13, Update.DEFERRED, False, 3),
+    )
 )
 """So small that every choice can be tried."""
 
@@ -157,8 +164,9 @@ class PlannerSuite(ConformanceSuite):
     """What every planner does. Plans are graded by :func:`lohan_core.evaluate.evaluate` alone.
 
     ``model``: how steps are predicted whose lengths are compared; a planner that minimizes another model than the
-    simulation says which. ``claims_optimal``: whether no other choice of kept candidates and their tiers, all else
-    being as the planner put it, gives a shorter step on a small problem.
+    simulation says which. ``claims_optimal``: whether no other choice of kept candidates, their tiers, and of updates
+    that are deferred where that is allowed, all else being as the planner put it, gives a shorter step on a small
+    problem.
     """
 
     backend: ClassVar[PlannerBackend]
@@ -190,6 +198,12 @@ class PlannerSuite(ConformanceSuite):
         plan = planner.plan(problem.profile, _PLENTY, problem.workload)
         assert plan.planner == self.backend.name
         assert self._grade(plan, problem, _PLENTY).seconds > 0
+
+    def test_defers_only_where_it_may(self, planner: Planner, problem: Problem) -> None:
+        """No update is deferred that the user wants done in its own step."""
+        plan = planner.plan(problem.profile, _PLENTY, problem.workload)
+        deferred = sum(decisions.deferred for decisions in plan.blocks)
+        assert problem.workload.may_defer or not deferred, f"run.update is {problem.workload.update}"
 
     def test_is_deterministic(self, planner: Planner, config: Any, problem: Problem) -> None:
         """The same arguments give the same plan, from the same planner and from another."""
@@ -248,16 +262,17 @@ class PlannerSuite(ConformanceSuite):
         with pytest.raises(PlanError, match=r"^.*\b(gpu|host|ssd)\b.*\Z"):
             planner.plan(problem.profile, Budget(gpu_bytes=0, host_bytes=0, ssd_bytes=0), problem.workload)
 
-    def test_is_optimal_where_it_claims_so(self, planner: Planner) -> None:
-        """No other choice of kept candidates gives a shorter step: all of them are tried."""
+    @pytest.mark.parametrize("tiny", TINY_PROBLEMS, ids=lambda problem: problem.name)
+    def test_is_optimal_where_it_claims_so(self, planner: Planner, tiny: Problem) -> None:
+        """No other choice of kept candidates and deferred updates gives a shorter step: all of them are tried."""
         if not self.claims_optimal:
             pytest.skip("this planner does not claim to be optimal")
-        plan = planner.plan(_TINY.profile, _PLENTY, _TINY.workload)
-        grades = [self._grade(other, _TINY, _PLENTY) for other in _every_choice(plan, _TINY.profile)]
+        plan = planner.plan(tiny.profile, _PLENTY, tiny.workload)
+        grades = [self._grade(other, tiny, _PLENTY) for other in _every_choice(plan, tiny)]
         sizes = [grade.peak_bytes[Tier.GPU] for grade in grades]
         for size in (min(sizes), (min(sizes) + max(sizes)) // 2, max(sizes)):
             budget = _with(_PLENTY, Tier.GPU, size)
-            seconds = self._grade(planner.plan(_TINY.profile, budget, _TINY.workload), _TINY, budget).seconds
+            seconds = self._grade(planner.plan(tiny.profile, budget, tiny.workload), tiny, budget).seconds
             best = min(grade.seconds for grade in grades if grade.peak_bytes[Tier.GPU] <= size)
             assert seconds <= best * _ROUNDING, f"with {size} bytes its step takes {seconds} s, the best {best} s"
 
@@ -269,11 +284,19 @@ def _with(budget: Budget, tier: Tier, size_bytes: int) -> Budget:
     return evolve(budget, **{f"{tier}_bytes": size_bytes})
 
 
-def _every_choice(plan: Plan, profile: Profile) -> Iterator[Plan]:
-    places = [(number, c.index) for number, block in enumerate(profile.blocks) for c in block.candidates]
+def _every_choice(plan: Plan, problem: Problem) -> Iterator[Plan]:
+    blocks = problem.profile.blocks
+    places = [(number, c.index) for number, block in enumerate(blocks) for c in block.candidates]
+    whens = (False, True) if problem.workload.may_defer else (False,)
     for tiers in product((None, *Tier), repeat=len(places)):
-        keep: list[dict[int, Tier]] = [{} for _ in profile.blocks]
+        keep: list[dict[int, Tier]] = [{} for _ in blocks]
         for (number, index), tier in zip(places, tiers, strict=True):
             if tier is not None:
                 keep[number][index] = tier
-        yield evolve(plan, blocks=tuple(evolve(b, keep=k) for b, k in zip(plan.blocks, keep, strict=True)))
+        for deferred in product(whens, repeat=len(blocks)):
+            yield evolve(
+                plan,
+                blocks=tuple(
+                    evolve(b, keep=k, deferred=d) for b, k, d in zip(plan.blocks, keep, deferred, strict=True)
+                ),
+            )

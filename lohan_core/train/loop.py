@@ -84,9 +84,14 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         complete = run.to_the_end(stop)
         if complete:
             run.write_model()
-        else:
+        elif engine.can_save:
             progress.say(
                 f"{stop.signal_name}: step {engine.finished_step} is saved; run the same command again to go on from it"
+            )
+        else:
+            progress.say(
+                f"{stop.signal_name}: stopped after step {engine.finished_step}; nothing is saved, for lack of space "
+                "on the drives: start again in another run.dir"
             )
         return complete
 
@@ -150,8 +155,10 @@ class _Run:
         )
         result = engine.step(batch, lr=lr)
         progress = {"metrics": _entry(result, batch.tokens, time.perf_counter() - began)}
-        if result.step % run.checkpoint_every == 0 or result.step == run.steps:
+        if result.step == run.steps:
             engine.save(progress)
+        elif result.step % run.checkpoint_every == 0:
+            engine.save_soon(progress)
         entry = _entry(result, batch.tokens, time.perf_counter() - began)
         self.metrics.add(entry)
         self._recorder.add(result.step, result.timeline)

@@ -33,6 +33,8 @@ def replan(engine: Engine, planner: Planner, measured: Timeline, progress: Mappi
         One line: what was found, and what was done.
     """
     off = f"step {engine.finished_step} took {measured.seconds:.3g} s, {departure(engine.profile, measured):+.0%} off"
+    if not engine.can_save:
+        return f"{off}; the plan stays: states that cannot be saved cannot be moved"
     profile = calibrate(engine.profile, measured)
     try:
         plan, workload = plan_step(planner, profile, engine.budget, engine.workload)

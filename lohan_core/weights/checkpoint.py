@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint"]
 
 logger = logging.getLogger(__name__)
+
+COPIED_SHARD_BYTES = 1 << 30
 
 TRAINABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -126,6 +128,41 @@ class Checkpoint:
                 raise ModelError(f"{self.path}: {name} is {tensor.dtype}; training needs unquantized weights")
             flat[slot.offset : slot.stop].view(slot.shape).copy_(tensor)
             del tensor  # for the same reason as in `read`
+
+    def fingerprint(self) -> str:
+        """Digest of the weights that tells most checkpoints apart: see :meth:`TensorFiles.fingerprint`."""
+        return self.files.fingerprint()
+
+    def untrained(self, written: Collection[str], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield what is not among ``written`` as the checkpoint stores it, in pieces of about ``COPIED_SHARD_BYTES``.
+
+        Args:
+            written: names of the model's parameters that were written otherwise.
+            dtype: of the parameters; buffers keep theirs.
+
+        Raises:
+            ValueError: a parameter is stored as one with others, of which some are written and some are not.
+        """
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        known = {tied for name in written for tied in self.tied.get(name, (name,))}
+        trained = {self.recipe(name) for name in known}
+        copied: set[Recipe] = set()
+        piece: dict[str, torch.Tensor] = {}
+        for name in self.model.state_dict():
+            recipe = self.recipe(name)
+            # A buffer without a recipe is one that the checkpoint left out, since the model makes it anew.
+            if recipe is None or recipe in copied or name in known:
+                continue
+            if recipe in trained:
+                raise ValueError(f"{name} is in no block, but {recipe.targets[0]}, which is stored with it, is")
+            copied.add(recipe)
+            for source, _ in recipe.sources:
+                tensor = self.files.load(source)
+                piece[source] = tensor.to(dtype) if name in parameters and tensor.is_floating_point() else tensor
+            if sum(tensor.nbytes for tensor in piece.values()) >= COPIED_SHARD_BYTES:
+                yield piece
+                piece = {}
+        yield piece
 
     def load_buffers(self) -> None:
         """Give the skeleton's persistent buffers the checkpoint's values; those that it lacks stay as they are."""

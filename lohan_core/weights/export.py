@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +21,13 @@ from lohan_core.weights.files import INDEX, SINGLE
 from lohan_core.weights.model_files import copy_companions, write_config
 
 if TYPE_CHECKING:
-    from lohan_core.weights.checkpoint import Checkpoint
-    from lohan_core.weights.conversion import Recipe
+    from lohan_core.weights.source import WeightSource
 
 __all__ = ["write_model"]
 
-COPIED_SHARD_BYTES = 1 << 30
-
 
 def write_model(
-    out: Path, blocks: Iterable[Mapping[str, torch.Tensor]], checkpoint: Checkpoint, dtype: torch.dtype
+    out: Path, blocks: Iterable[Mapping[str, torch.Tensor]], checkpoint: WeightSource, dtype: torch.dtype
 ) -> None:
     """Write the model of ``checkpoint`` with other parameters to the directory ``out``.
 
@@ -58,7 +55,7 @@ def write_model(
         for block in blocks:
             written.update(block)
             shards.write(_as_stored(block, checkpoint, dtype))
-        for tensors in _untrained(checkpoint, written, dtype):
+        for tensors in checkpoint.untrained(written, dtype):
             shards.write(tensors)
         shards.finish()
         write_config(checkpoint.path, partial, str(dtype).removeprefix("torch."), type(checkpoint.model).__name__)
@@ -118,7 +115,7 @@ class _Shards:
         return self.directory / f"shard-{number:05}.safetensors"
 
 
-def _refuse_unfit(out: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _refuse_unfit(out: Path, checkpoint: WeightSource, dtype: torch.dtype) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ModelError(f"{out}: exists and is not an empty directory; give another place for the model")
     needed_bytes = dtype.itemsize * sum(parameter.numel() for parameter in checkpoint.model.parameters())
@@ -132,7 +129,7 @@ def _refuse_unfit(out: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None
 
 
 def _as_stored(
-    block: Mapping[str, torch.Tensor], checkpoint: Checkpoint, dtype: torch.dtype
+    block: Mapping[str, torch.Tensor], checkpoint: WeightSource, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Turn a block's parameters into what a checkpoint of this kind holds: names, split experts, dtype."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -145,31 +142,6 @@ def _as_stored(
         checkpoint.model, {tied_to.get(name, name): tensor for name, tensor in block.items()}
     )
     return {name: tensor.to(dtype).contiguous() for name, tensor in stored.items()}
-
-
-def _untrained(checkpoint: Checkpoint, written: set[str], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield what no block holds, as the source stores it, in pieces of about ``COPIED_SHARD_BYTES``."""
-    model = checkpoint.model
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    written = {tied for name in written for tied in checkpoint.tied.get(name, (name,))}
-    trained = {checkpoint.recipe(name) for name in written}
-    copied: set[Recipe] = set()
-    piece: dict[str, torch.Tensor] = {}
-    for name in model.state_dict():
-        recipe = checkpoint.recipe(name)
-        # A buffer without a recipe is one that the checkpoint left out, since the model makes it anew.
-        if recipe is None or recipe in copied or name in written:
-            continue
-        if recipe in trained:
-            raise ValueError(f"{name} is in no block, but {recipe.targets[0]}, which is stored with it, is")
-        copied.add(recipe)
-        for source, _ in recipe.sources:
-            tensor = checkpoint.files.load(source)
-            piece[source] = tensor.to(dtype) if name in parameters and tensor.is_floating_point() else tensor
-        if sum(tensor.nbytes for tensor in piece.values()) >= COPIED_SHARD_BYTES:
-            yield piece
-            piece = {}
-    yield piece
 
 
 def _sync_files(directory: Path) -> None:

@@ -95,8 +95,24 @@ def test_more_drives_are_no_slower_and_the_table_says_what_bounds(monkeypatch, c
     assert seconds[12] < seconds[1]
     code, out, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--drives", "1")
     assert code == 0
-    for words in ("Fits.", "tokens/s", "the drives", "ssd_write", "rated life", "Recommended: run.batch_size:"):
+    for words in ("Fits.", "tokens/s", "bound by ", "ssd_write", "rated life", "Recommended: run.batch_size:"):
         assert words in out
+
+
+def test_updates_are_deferred_unless_the_config_says_otherwise(monkeypatch, capsys, config):
+    """By default, that is; here all of them, since the optimizer clips by default too."""
+
+    def seconds(*settings):
+        changes = [word for setting in settings for word in ("--set", setting)]
+        _, out, _ = run(monkeypatch, capsys, "plan", config, "--hardware", "rtx-4090", "--json", *changes)
+        return json.loads(out)["forecast"]["seconds"]
+
+    deferred, at_once = seconds(), seconds("run.update=optimized")
+    assert deferred == seconds("run.update=deferred") < at_once
+    unclipped = "optimizer.max_grad_norm=0"
+    assert seconds(unclipped) == seconds(unclipped, "run.update=optimized") < at_once, (
+        "keep_nothing then defers nothing"
+    )
 
 
 def test_what_does_not_fit_is_told_and_is_exit_code_1(monkeypatch, capsys, config):

@@ -19,6 +19,7 @@ from lohan_core.config import (
     Config,
     DataConfig,
     Durability,
+    FirstWeights,
     MemoryConfig,
     ModelConfig,
     RunConfig,
@@ -291,9 +292,10 @@ def test_a_file_that_is_no_mapping_is_one_line(file, text, line):
 
 
 def test_all_mistakes_are_shown_at_once(file):
+    choices = "Choose one of: attention, loss, path, trust_remote_code, weights"
     found = errors(file, "model: {path: m, pth: n}\ndata: {}\nrun: {dir: 1, steps: x}\n", "optimizer.lr=-1")
     assert found == [
-        "FILE:1: model.pth: unknown key. Did you mean 'path'? Choose one of: path, trust_remote_code",
+        "FILE:1: model.pth: unknown key. Did you mean 'path'? " + choices,
         "FILE:2: data.train: is missing, and has no default",
         "FILE:3: run.dir: wants a path, got 1; put it in quotes",
         "FILE:3: run.steps: wants a whole number, got 'x'",
@@ -379,7 +381,9 @@ def configs(draw):
     micro = draw(st.integers(min_value=1, max_value=64))
     evaluation = draw(st.none() | paths)
     return Config(
-        model=ModelConfig(path=draw(paths), trust_remote_code=draw(st.booleans())),
+        model=ModelConfig(
+            path=draw(paths), weights=draw(st.sampled_from(FirstWeights)), trust_remote_code=draw(st.booleans())
+        ),
         data=DataConfig(
             train=draw(paths),
             eval=evaluation,

@@ -40,7 +40,7 @@ def plans(profile):
 
     def block(candidates):
         keep = st.dictionaries(st.sampled_from([c.index for c in candidates]), tiers) if candidates else st.just({})
-        return st.builds(BlockPlan, states=states, inputs=tiers, keep=keep, gradients=states)
+        return st.builds(BlockPlan, states=states, inputs=tiers, keep=keep, gradients=states, deferred=st.booleans())
 
     blocks = st.tuples(*(block(entry.candidates) for entry in profile.blocks))
     return st.builds(lambda chosen: Plan(planner="random", blocks=chosen), blocks)

@@ -6,7 +6,7 @@ from attrs import evolve
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.evaluate import evaluate
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import BlockPlan, Budget, Plan, Tier
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update
 from lohan_core.reference.mixed_planner import MIXED, MixedPlanner, MixedPlannerConfig
 from lohan_core.testing.planner import PROBLEMS, PlannerSuite
 
@@ -31,6 +31,31 @@ def test_each_decides_what_it_is_asked_for():
         {candidate.index for candidate in block.candidates} for block in problem.profile.blocks
     ]
     assert "activations by keep_all" in plan.note
+
+
+def test_deferral_belongs_with_the_states():
+    """It is the planner of states that says whose updates are deferred: their gradients wait where it has room."""
+    (problem,) = (p for p in PROBLEMS if p.workload.update is Update.DEFERRED and not p.workload.clips)
+
+    class Deferring(Planner):
+        def __init__(self, *, deferred):
+            self.deferred = deferred
+
+        def plan(self, profile, budget, workload):
+            del budget, workload
+            deferred = {0: self.deferred, 2: self.deferred}
+            return Plan(
+                planner="deferring",
+                blocks=tuple(
+                    BlockPlan(states=Tier.SSD, deferred=deferred.get(index, not self.deferred))
+                    for index in range(len(profile.blocks))
+                ),
+            )
+
+    plan = MixedPlanner(Deferring(deferred=False), Deferring(deferred=True)).plan(
+        problem.profile, PLENTY, problem.workload
+    )
+    assert [index for index, block in enumerate(plan.blocks) if block.deferred] == [0, 2]
 
 
 class Fixed(Planner):

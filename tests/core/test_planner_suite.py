@@ -10,11 +10,11 @@ from attrs import evolve, frozen
 
 from lohan_core.backend import Backend
 from lohan_core.errors import PlanError
-from lohan_core.evaluate import evaluate, require_feasible
+from lohan_core.evaluate import TimeModel, evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier
 from lohan_core.reference.planners import KEEP_NOTHING
-from lohan_core.testing.planner import PROBLEMS, PlannerSuite
+from lohan_core.testing.planner import PROBLEMS, TINY_PROBLEMS, PlannerSuite
 
 
 @frozen
@@ -85,33 +85,53 @@ class Spendthrift(Planner):
         return require_feasible(plan, profile, workload, budget)
 
 
+class Procrastinator(Planner):
+    """Defers whatever the user says."""
+
+    def plan(self, profile, budget, workload):
+        return require_feasible(keep_nothing(profile, deferred=True), profile, workload, budget)
+
+
 class Boastful(Planner):
     def plan(self, profile, budget, workload):
         return require_feasible(keep_nothing(profile), profile, workload, budget)
 
 
 class Exhaustive(Planner):
-    """Tries every choice of candidates: the truth, for problems as small as the first."""
+    """Tries every choice of candidates and, if ``defers``, of deferred updates: the truth, for tiny problems."""
+
+    defers = True
 
     def plan(self, profile, budget, workload):
         best = require_feasible(keep_nothing(profile), profile, workload, budget)
         places = [(n, c.index) for n, block in enumerate(profile.blocks) for c in block.candidates]
-        shortest = evaluate(best, profile, workload, budget).seconds
-        for tiers in itertools.product((None, *Tier), repeat=len(places)):
+        whens = (False, True) if self.defers and workload.may_defer else (False,)
+        shortest = evaluate(best, profile, workload, budget, TimeModel.LANES).seconds
+        for tiers, deferred in itertools.product(
+            itertools.product((None, *Tier), repeat=len(places)), itertools.product(whens, repeat=len(profile.blocks))
+        ):
             kept = [{} for _ in profile.blocks]
             for (number, index), tier in zip(places, tiers, strict=True):
                 if tier:
                     kept[number][index] = tier
-            plan = evolve(best, blocks=tuple(evolve(b, keep=k) for b, k in zip(best.blocks, kept, strict=True)))
-            grade = evaluate(plan, profile, workload, budget)
+            blocks = (evolve(b, keep=k, deferred=d) for b, k, d in zip(best.blocks, kept, deferred, strict=True))
+            plan = evolve(best, blocks=tuple(blocks))
+            grade = evaluate(plan, profile, workload, budget, TimeModel.LANES)
             if grade.feasible and grade.seconds < shortest:
                 best, shortest = plan, grade.seconds
         return best
 
 
+class Impatient(Exhaustive):
+    """Finds the best of the plans that defer nothing."""
+
+    defers = False
+
+
 def a_suite(planner_class, *, optimal=False):
     class Suite(PlannerSuite):
         backend = Backend(name="faulty", summary="", config=Nothing, open=lambda _: planner_class())
+        model: ClassVar[TimeModel] = TimeModel.LANES
         claims_optimal: ClassVar[bool] = optimal
 
     return Suite()
@@ -120,6 +140,7 @@ def a_suite(planner_class, *, optimal=False):
 FAULTS = [
     (AnotherName, "test_plans_for_the_model_at_hand", ()),
     (OneBlockTooFew, "test_plans_for_the_model_at_hand", ()),
+    (Procrastinator, "test_defers_only_where_it_may", ()),
     (Moody, "test_is_deterministic", ("config",)),
     (Careless, "test_a_plan_fits_or_none_is_made", ("tier",)),
     (Speechless, "test_raises_when_nothing_fits", ()),
@@ -135,13 +156,24 @@ def test_a_planted_fault_is_found(planner_class, test, further):
         getattr(a_suite(planner_class), test)(planner_class(), problem=PROBLEMS[3], **arguments)
 
 
-def test_a_false_claim_to_be_optimal_is_found():
+@pytest.mark.parametrize(
+    ("planner_class", "tiny"),
+    [
+        (Boastful, TINY_PROBLEMS[0]),
+        (Boastful, TINY_PROBLEMS[1]),
+        (Boastful, TINY_PROBLEMS[2]),
+        (Impatient, TINY_PROBLEMS[1]),
+        (Impatient, TINY_PROBLEMS[2]),
+    ],
+)
+def test_a_false_claim_to_be_optimal_is_found(planner_class, tiny):
     with pytest.raises(AssertionError, match="the best"):
-        a_suite(Boastful, optimal=True).test_is_optimal_where_it_claims_so(Boastful())
+        a_suite(planner_class, optimal=True).test_is_optimal_where_it_claims_so(planner_class(), tiny)
 
 
-def test_a_true_claim_to_be_optimal_is_not_doubted():
-    a_suite(Exhaustive, optimal=True).test_is_optimal_where_it_claims_so(Exhaustive())
+@pytest.mark.parametrize("tiny", TINY_PROBLEMS)
+def test_a_true_claim_to_be_optimal_is_not_doubted(tiny):
+    a_suite(Exhaustive, optimal=True).test_is_optimal_where_it_claims_so(Exhaustive(), tiny)
 
 
 def test_an_undisturbed_planner_passes_what_the_faulty_fail():

@@ -5,6 +5,7 @@ from attrs import evolve
 
 from lohan_core.engine import profile_cache
 from lohan_core.engine.profile_cache import ProfileCache
+from lohan_core.model.choices import Loss
 from lohan_core.reference.profilers import MEASURED, MeasuredProfilerConfig
 from lohan_core.testing.profiler import example_subject
 
@@ -45,7 +46,7 @@ def test_without_the_cache_nothing_is_kept_and_nothing_used(cache):
     assert rates(measured(subject, evolve(QUICK, cache=False))) != rates(first)
 
 
-def test_another_batch_time_model_or_version_is_another_profile(cache, monkeypatch):
+def test_another_batch_time_model_loss_attention_or_version_is_another_profile(cache, monkeypatch):
     subject = example_subject()
     longer = evolve(
         subject.batch,
@@ -59,7 +60,10 @@ def test_another_batch_time_model_or_version_is_another_profile(cache, monkeypat
     keys.add(cache.key(subject, seconds=0.001))
     monkeypatch.setattr(profile_cache, "VERSION", profile_cache.VERSION + 1)
     keys.add(cache.key(subject, seconds=0.001))
-    assert len(keys) == 5
+    keys.add(cache.key(evolve(subject, model=evolve(subject.model, loss=Loss.CHUNKED)), seconds=0.001))
+    subject.model.model.set_attn_implementation("eager")
+    keys.add(cache.key(subject, seconds=0.001))
+    assert len(keys) == 7
 
 
 def test_the_number_of_micro_batches_does_not_matter(cache):

@@ -14,7 +14,8 @@ import yaml
 from attrs import field, frozen
 
 VOCABULARY = 96
-TIMES = {"seconds", "tokens_per_second", "eval_seconds"}
+PASSING = {"seconds", "tokens_per_second", "eval_seconds", "storage_read_bytes", "storage_write_bytes"}
+"""What differs from process to process: the first step of each has no deferred updates to do."""
 """What no two runs have in common."""
 
 
@@ -77,8 +78,8 @@ class SmallRun:
         }
 
     def outcome(self) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-        """What must be the same however often a run was stopped: its metrics without times, and its model's bytes."""
-        entries = [{key: value for key, value in entry.items() if key not in TIMES} for entry in self.metrics()]
+        """What must be the same however often a run was stopped: losses, norms, rates, and the model's bytes."""
+        entries = [{key: value for key, value in entry.items() if key not in PASSING} for entry in self.metrics()]
         return entries, {path.name: path.read_bytes() for path in sorted((self.directory / "model").iterdir())}
 
     def _arguments(self, overrides: Sequence[str]) -> list[object]:

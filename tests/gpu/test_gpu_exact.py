@@ -76,7 +76,8 @@ def test_no_lane_overtakes_what_it_waits_for(*, tmp_path, models, backends, cuda
 
             return act
 
-        engine._actions = {op: slowed(action) for op, action in engine._actions.items()}
+        machinery = engine._machinery
+        machinery.actions = {op: slowed(action) for op, action in machinery.actions.items()}
 
     batch = make_batch(3, micro_batches=3)
     check_gradients(
@@ -91,7 +92,7 @@ def test_no_lane_overtakes_what_it_waits_for(*, tmp_path, models, backends, cuda
     )
 
 
-@pytest.mark.parametrize("update", ["serial", "optimized"])
+@pytest.mark.parametrize("update", ["serial", "optimized", "deferred"])
 def test_twenty_steps_come_out_the_same_twice(tmp_path, models, cuda, update):
     def train(directory, planner):
         batches = [make_batch(seed, micro_batches=2) for seed in range(20)]

@@ -49,12 +49,19 @@ PROFILE = Profile(
 )
 
 
-def plan_of(planner: str, states: Tier = Tier.SSD, keep: Mapping[int, Tier] | None = None) -> Plan:
+def plan_of(
+    planner: str, states: Tier = Tier.SSD, keep: Mapping[int, Tier] | None = None, *, deferred: bool = False
+) -> Plan:
     """Decide for all blocks alike; layers keep ``keep``."""
     return Plan(
         planner=planner,
         blocks=tuple(
-            BlockPlan(states=states, gradients=states, keep=keep or {} if block.role is Role.LAYER else {})
+            BlockPlan(
+                states=states,
+                gradients=states,
+                keep=keep or {} if block.role is Role.LAYER else {},
+                deferred=deferred,
+            )
             for block in PROFILE.blocks
         ),
         note=f"what {planner} thinks",

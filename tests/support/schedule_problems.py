@@ -42,6 +42,8 @@ def machines(draw) -> Machine:
         gpu_bytes=MACHINE.gpu_bytes,
         host_bytes=MACHINE.host_bytes,
         ssd_bytes=MACHINE.ssd_bytes,
+        cpu_computes=draw(st.booleans()),
+        memory_bytes_per_second=draw(st.none() | rate),
     )
 
 
@@ -59,7 +61,14 @@ def block_profiles(draw, name: str, role: Role, *, borrows: tuple[int, ...] = ()
         transient_bytes=draw(st.integers(0, 10**6)),
         borrows=borrows,
         candidates=tuple(
-            Candidate(index=3 * number, operator="an operator", bytes=size, flops=1.0, seconds=draw(SECONDS))
+            Candidate(
+                index=3 * number,
+                operator="an operator",
+                bytes=size,
+                flops=1.0,
+                seconds=draw(SECONDS),
+                keeping_seconds=draw(SECONDS),
+            )
             for number, size in enumerate(sizes)
         ),
     )
@@ -95,6 +104,7 @@ def block_plans(draw, block: BlockProfile) -> BlockPlan:
         inputs=draw(st.sampled_from(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
         gradients=draw(off_gpu),
+        deferred=draw(st.booleans()),
     )
 
 
@@ -113,5 +123,6 @@ def problems(draw) -> Problem:
             versions=draw(st.sampled_from((1, 2))),
             layer_slots=draw(st.integers(1, 3)),
             gradient_slots=draw(st.integers(1, 2)),
+            host_extents=draw(st.booleans()),
         ),
     )

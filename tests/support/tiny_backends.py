@@ -93,6 +93,7 @@ def roll_block(dice: random.Random, block) -> BlockPlan:
         inputs=dice.choice(tuple(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
         gradients=dice.choice(off_gpu),
+        deferred=dice.choice((False, True)),
     )
 
 
@@ -118,7 +119,7 @@ class QuickProfiler(Profiler):
             sequence_length=length,
             weight_bytes=subject.model.dtype.itemsize,
             states=form.states,
-            blocks=trace_model(subject.model, inputs, subject.model.device),
+            blocks=trace_model(subject.model, inputs, subject.model.device, warm_up_seconds=0.0),
         )
 
 

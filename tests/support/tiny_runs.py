@@ -15,13 +15,14 @@ from lohan_core.data.batches import Batch
 from lohan_core.engine.assemble import open_engine
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.step import micro_batch_seed
+from lohan_core.schedule.build import build_schedule, build_updates
 from lohan_core.schedule.task import Op
 
 SEED = 5
 
 
 def open_run(
-    directory: Path, model: Path, batch: Batch, backends: TestBackends | None = None, **sections: Mapping
+    directory: Path, model: Path, batch: Batch, backends: TestBackends | None = None, /, **sections: Mapping
 ) -> Engine:
     """Open an engine on the CPU; ``sections`` add to the defaults below, or replace them."""
     registry = make_registry(backends or TestBackends())
@@ -58,10 +59,13 @@ def open_run(
 
 
 def recorded_gradients(engine: Engine, recorder: Recorder) -> dict[str, Tensor]:
-    """Gradients of the only step so far, by parameter name: what the optimizer was given, in the schedule's order."""
+    """Gradients of the only step so far, by parameter name: what the optimizer was given, in the schedules' order."""
+    engine.finish_updates()
+    decided = engine.plan, engine.profile, engine.workload
+    tasks = [*build_schedule(*decided, pending=False).tasks, *build_updates(*decided).tasks]
     flat = [torch.zeros(block.elements, dtype=engine.model.dtype) for block in engine.model.blocks]
     calls = iter(recorder.calls)
-    for task in engine.schedule.tasks:
+    for task in tasks:
         if task.op is Op.UPDATE:
             block = engine.model.blocks[task.block]
             for start, stop, _ in block.spans(block.chunks(engine.workload.chunk_elements)[task.chunk]):

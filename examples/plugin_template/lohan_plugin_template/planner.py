@@ -18,7 +18,9 @@ class KeepCostly(Planner):
 
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
         """Decide; raise PlanError if not even keeping nothing fits."""
-        blocks = tuple(BlockPlan(states=Tier.SSD) for _ in profile.blocks)
+        # Updates that must wait for the norm had better run in the next forward than after backward, if they may.
+        deferred = workload.clips and workload.may_defer
+        blocks = tuple(BlockPlan(states=Tier.SSD, deferred=deferred) for _ in profile.blocks)
         best = require_feasible(Plan(planner="keep_costly", blocks=blocks), profile, workload, budget)
         shortest = evaluate(best, profile, workload, budget).seconds
         candidates = [(number, c) for number, block in enumerate(profile.blocks) for c in block.candidates]

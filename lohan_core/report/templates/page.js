@@ -210,7 +210,8 @@ function drawSweep() {
   svg("path", { class: "paper", d: path(published, x, y) }, chart);
   legend("curves", "in host memory", [
     ...curves.map((curve, index) => [
-      `states of ${curve.host_states}, gradients of ${curve.host_gradients} of ${blocks} blocks`, colour(index)]),
+      `states of ${curve.host_states}, gradients of ${curve.host_gradients} of ${blocks} blocks, ` +
+        `updates of ${curve.deferred} deferred`, colour(index)]),
     ["dashed: by the published equations", PAPER_COLOUR],
   ]);
   const labels = marks.map((mark, index) => ({

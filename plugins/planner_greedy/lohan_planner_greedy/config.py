@@ -36,12 +36,16 @@ class GreedyConfig:
         model: What the search minimizes: `lanes`, or `paper` for the published equations, which know neither the CPU's
             time nor states in host memory.
         finalists: How many plans are simulated in the end: the search's best, its best without activations on the
-            drives, and others that keep less and more; with 1 the search decides alone.
+            drives, and others that keep less and more; beside them, where no update need wait, the best that defers
+            some. With 1 the search decides alone.
+        states: Where weights and optimizer states live: `auto` decides block by block; `ssd` and `host` put all of them
+            there.
     """
 
     ranking: Ranking = Ranking.SECONDS
     model: GreedyModel = GreedyModel.LANES
     finalists: int = field(default=4, validator=ge(1))
+    states: Literal["auto", "ssd", "host"] = field(default="auto", validator=in_(("auto", "ssd", "host")))
 
 
 @frozen(kw_only=True)

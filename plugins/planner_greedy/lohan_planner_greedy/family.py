@@ -1,4 +1,4 @@
-"""The plans that these planners choose from, each named by five numbers, and what each takes.
+"""The plans that these planners choose from, each named by six numbers, and what each takes.
 
 Items (see :mod:`lohan_planner_greedy.items`) are kept up to a point and placed nearest first, so that three cuts
 through one list say where everything waits::
@@ -6,7 +6,8 @@ through one list say where everything waits::
     [0, gpu_cut) gpu   [gpu_cut, host_cut) host   [host_cut, kept) ssd   [kept, ...) recomputed
 
 Neighbours in the list belong to different blocks, so that every block has its share of each tier and the lanes work
-evenly. Two counts through a list of blocks say whose states, and whose waiting gradients, are in host memory.
+evenly. Three counts through a list of blocks say whose states, and whose waiting gradients, are in host memory, from
+its start, and whose updates are deferred, from its end: where states live on the drives, that spares these a read.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ import numpy as np
 from attrs import define, frozen
 from numpy.typing import NDArray
 
-from lohan_core.lane_model import weight_loads
+from lohan_core.lane_model import Phase, update_phase, weight_loads
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
-from lohan_core.schedule.build import SPILL_SLOTS, build_memory, gradients_wait
+from lohan_core.schedule.build import SPILL_SLOTS, build_memory
 from lohan_core.schedule.task import Schedule
 from lohan_planner_greedy.items import Item
 
-__all__ = ["Choice", "Family", "HostCounts"]
+__all__ = ["BlockCounts", "Choice", "Family"]
 
 IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 
 GOLDEN = (5**0.5 - 1) / 2
+
+MOST_DEFERRALS = 16
+"""How many numbers of deferred blocks are tried, beside none."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -38,26 +42,35 @@ Integers = NDArray[np.int64]
 
 @frozen(kw_only=True)
 class Choice:
-    """One plan of the family: how many items are kept, where the list is cut, what of states is in host memory."""
+    """One plan of the family: how many items are kept, where the list is cut, and the three counts of blocks."""
 
     kept: int
     gpu_cut: int
     host_cut: int
     host_states: int
     host_gradients: int
+    deferred: int
 
 
 @frozen
-class HostCounts:
-    """Every way to put the states of so many blocks and the waiting gradients of so many into host memory.
+class BlockCounts:
+    """Every way to put the states and the waiting gradients of so many blocks into host memory, and defer so many.
 
-    Arrays of one length: the two counts, and all bytes on host and ssd but those of activations.
+    Arrays of one length: the three counts, and all bytes on host and ssd but those of activations.
     """
 
     states: Integers
     gradients: Integers
+    deferred: Integers
     host_bytes: Integers
     ssd_bytes: Integers
+
+    def fewest_deferred(self) -> BlockCounts:
+        """Return those ways that defer no more updates than they must."""
+        rows = self.deferred == self.deferred.min()
+        return BlockCounts(
+            self.states[rows], self.gradients[rows], self.deferred[rows], self.host_bytes[rows], self.ssd_bytes[rows]
+        )
 
 
 @define(slots=False)
@@ -109,6 +122,12 @@ class Family:
         return self._recomputed([b.seconds for b in self.profile.blocks], [item.seconds for item in self.items])
 
     @cached_property
+    def keeping_seconds(self) -> Floats:
+        """Seconds that forward takes longer in a step that keeps the items before each cut."""
+        longer: Floats = _before(np.array([item.keeping_seconds for item in self.items]))
+        return self.workload.micro_batches * longer
+
+    @cached_property
     def recomputed_flops(self) -> Floats:
         """FLOPs of recomputation in a step that keeps the items before each cut."""
         return self._recomputed([b.flops for b in self.profile.blocks], [item.flops for item in self.items])
@@ -140,29 +159,64 @@ class Family:
         largest: Integers = (before[:, -1:] - before).max(axis=0)
         return largest
 
-    def host_counts(self, *, all_states: bool | None) -> HostCounts:
-        """List the ways to use host memory for states and gradients, those that use it most first.
+    def block_counts(self, *, all_states: bool | None, balances: bool) -> BlockCounts:
+        """List the ways to use host memory for states and gradients, and to defer updates.
+
+        Those with most states in host memory come first; of those, with fewest updates deferred; of those, with most
+        gradients in host memory.
 
         Args:
             all_states: whether all states are in host memory or none; None: any number of blocks.
+            balances: whether updates that need not wait may be deferred, so that forward shares backward's work.
         """
         blocks = len(self.profile.blocks)
-        gradients = range(blocks, -1, -1) if gradients_wait(self.workload) else (blocks,)
         states = range(blocks, -1, -1) if all_states is None else (blocks * all_states,)
-        pairs = [(h, g) for h in states for g in gradients]
+        rows = [(h, d, g) for h in states for d in self._deferrals(balances=balances) for g in self._host_gradients(d)]
         taken = {h: self._memory(host_states=h) for h in states}
-        size = [self.profile.blocks[index].elements * self.profile.weight_bytes for index in self.block_order]
-        waiting = [sum(size[:g]) * gradients_wait(self.workload) for g in range(blocks + 1)]
-        return HostCounts(
-            states=np.array([h for h, _ in pairs]),
-            gradients=np.array([g for _, g in pairs]),
-            host_bytes=np.array([taken[h].bytes_on(Tier.HOST) + waiting[g] for h, g in pairs]),
-            ssd_bytes=np.array([taken[h].bytes_on(Tier.SSD) - waiting[g] for h, g in pairs]),
+        waiting = {(d, g): self._waiting_bytes(deferred=d, host_gradients=g) for _, d, g in rows}
+        counted = self._waiting_bytes(deferred=0, host_gradients=0)[Tier.SSD]
+        return BlockCounts(
+            states=np.array([h for h, _, _ in rows]),
+            gradients=np.array([g for _, _, g in rows]),
+            deferred=np.array([d for _, d, _ in rows]),
+            host_bytes=np.array([taken[h].bytes_on(Tier.HOST) + waiting[d, g][Tier.HOST] for h, d, g in rows]),
+            ssd_bytes=np.array([taken[h].bytes_on(Tier.SSD) + waiting[d, g][Tier.SSD] - counted for h, d, g in rows]),
         )
 
+    @property
+    def _all_wait(self) -> bool:
+        return update_phase(self.workload, deferred=False) is not Phase.BACKWARD
+
+    def _deferrals(self, *, balances: bool) -> Sequence[int]:
+        """Numbers of blocks that may be deferred: all, where updates would else have to wait until backward is over."""
+        blocks = len(self.profile.blocks)
+        if not self.workload.may_defer:
+            return (0,)
+        if self._all_wait:
+            return (blocks,)
+        steps = min(MOST_DEFERRALS, blocks) if balances else 0
+        return [0, *(blocks * step // steps for step in range(1, steps + 1))]
+
+    def _host_gradients(self, deferred: int) -> Sequence[int]:
+        """Numbers of blocks whose gradients may wait in host memory; all or none where only so many are deferred.
+
+        There are fewer deferred blocks, too, where host memory is short.
+        """
+        blocks = len(self.profile.blocks)
+        if self._all_wait:
+            return range(blocks, -1, -1)
+        return (blocks, 0) if deferred else (blocks,)
+
+    def _waiting_bytes(self, *, deferred: int, host_gradients: int) -> dict[Tier, int]:
+        """Bytes of waiting gradients."""
+        weights = [self.profile.blocks[index].elements * self.profile.weight_bytes for index in self.block_order]
+        first = 0 if self._all_wait else len(weights) - deferred
+        last_on_host = max(first, host_gradients)
+        return {Tier.HOST: sum(weights[first:last_on_host]), Tier.SSD: sum(weights[last_on_host:])}
+
     def _memory(self, *, host_states: int) -> Schedule:
-        """Memory with no candidate kept, inputs on the GPU and gradients on the drives."""
-        choice = Choice(kept=0, gpu_cut=0, host_cut=0, host_states=host_states, host_gradients=0)
+        """Memory with no candidate kept, inputs on the GPU, no update deferred and gradients on the drives."""
+        choice = Choice(kept=0, gpu_cut=0, host_cut=0, host_states=host_states, host_gradients=0, deferred=0)
         return build_memory(self.plan("", choice), self.profile, self.workload)
 
     def plan(self, planner: str, choice: Choice, note: str | None = None) -> Plan:
@@ -179,6 +233,7 @@ class Family:
                 keep[item.block][item.candidate] = tier
         states = set(self.block_order[: choice.host_states])
         gradients = set(self.block_order[: choice.host_gradients])
+        deferred = set(self.block_order[blocks - choice.deferred :])
         return Plan(
             planner=planner,
             blocks=tuple(
@@ -187,6 +242,7 @@ class Family:
                     inputs=inputs[index],
                     keep=keep[index],
                     gradients=Tier.HOST if index in gradients else Tier.SSD,
+                    deferred=index in deferred,
                 )
                 for index in range(blocks)
             ),

@@ -23,15 +23,16 @@ class Item:
     bytes: int
     seconds: float
     flops: float
+    keeping_seconds: float = 0.0
 
 
 def offloading_benefit(candidate: Candidate, ranking: Ranking, machine: Machine) -> float:
-    """OB of the paper: what recomputation costs per byte that need not be recomputed.
+    """OB of the paper: what recomputation costs per byte that need not be recomputed, less what keeping it costs.
 
     A candidate whose time is not known is worth what its FLOPs take at the machine's rate.
     """
-    seconds = candidate.seconds
-    if ranking is Ranking.FLOPS or seconds == 0.0:
+    seconds = candidate.seconds - candidate.keeping_seconds
+    if ranking is Ranking.FLOPS or candidate.seconds == 0.0:
         seconds = candidate.flops / machine.gpu_flops_per_second
     return seconds / candidate.bytes
 
@@ -51,5 +52,9 @@ def rank_items(profile: Profile, ranking: Ranking) -> Sequence[Item]:
         ((index, candidate) for index, block in enumerate(profile.blocks) for candidate in block.candidates),
         key=lambda entry: (-offloading_benefit(entry[1], ranking, profile.machine), entry[1].index, -entry[0]),
     )
-    candidates = [Item(index, c.index, round_up(c.bytes, SECTOR_BYTES), c.seconds, c.flops) for index, c in ranked]
+    candidates = [
+        Item(index, c.index, round_up(c.bytes, SECTOR_BYTES), c.seconds, c.flops, keeping)
+        for index, c in ranked
+        for keeping in (c.keeping_seconds if profile.blocks[index].role is Role.LAYER else 0.0,)
+    ]
     return [*inputs, *candidates]

@@ -18,9 +18,10 @@ from lohan_core.lane_model import (
     gradient_amounts,
     lane_seconds,
     state_amounts,
+    update_amounts,
 )
 from lohan_core.plan import Budget
-from lohan_planner_greedy.family import Choice, Family, HostCounts
+from lohan_planner_greedy.family import BlockCounts, Choice, Family
 
 __all__ = ["LaneObjective", "Objective", "PaperObjective"]
 
@@ -31,7 +32,7 @@ class Objective(Protocol):
     """Predicts steps that keep the first ``kept`` items, of which ``moved`` bytes leave the GPU."""
 
     def seconds(self, kept: int, moved: float, spilled: Floats) -> Floats:
-        """Return the step's length for each way to use host memory; ``spilled`` bytes go on to the drives in it."""
+        """Return the step's length for each way to decide about blocks; ``spilled`` bytes go on to the drives in it."""
 
 
 @define
@@ -44,21 +45,25 @@ class LaneObjective:
 
     @classmethod
     def over(
-        cls, family: Family, counts: HostCounts, resources: frozenset[Resource] = frozenset(Resource)
+        cls, family: Family, counts: BlockCounts, resources: frozenset[Resource] = frozenset(Resource)
     ) -> LaneObjective:
-        """Add up what the choices about states and gradients use; of what they use, only ``resources`` are seen."""
+        """Add up what the choices about blocks use; of what they use, only ``resources`` are seen."""
         profile, workload = family.profile, family.workload
         parts = [fixed_amounts(profile, workload)]
         for place, index in enumerate(family.block_order):
-            on_ssd = (counts.states <= place).astype(float)
-            parts.append({key: amount * on_ssd for key, amount in state_amounts(profile, workload, index).items()})
-            waits = (counts.gradients <= place).astype(float)
-            parts.append({key: amount * waits for key, amount in gradient_amounts(profile, workload, index).items()})
+            deferred_here = counts.deferred >= len(profile.blocks) - place
+            for deferred, so in ((False, ~deferred_here), (True, deferred_here)):
+                parts.append(_where(so, update_amounts(profile, workload, index, deferred=deferred)))
+                on_ssd = so & (counts.states <= place)
+                parts.append(_where(on_ssd, state_amounts(profile, workload, index, deferred=deferred)))
+                wait_on_ssd = so & (counts.gradients <= place)
+                parts.append(_where(wait_on_ssd, gradient_amounts(profile, workload, index, deferred=deferred)))
         return cls(family, add_amounts(parts), resources)
 
     def seconds(self, kept: int, moved: float, spilled: Floats) -> Floats:
-        """Return the step's length for each way to use host memory."""
+        """Return the step's length for each way to decide about blocks."""
         decided = {
+            (Phase.FORWARD, Resource.GPU): self.family.keeping_seconds[kept],
             (Phase.BACKWARD, Resource.GPU): self.family.recomputed_seconds[kept],
             (Phase.FORWARD, Resource.D2H): moved,
             (Phase.BACKWARD, Resource.H2D): moved,
@@ -81,11 +86,18 @@ class PaperObjective:
     @classmethod
     def over(cls, family: Family, budget: Budget) -> PaperObjective:
         """Take the totals of the plan that keeps nothing outside the GPU."""
-        nothing = family.plan("", Choice(kept=0, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0))
+        choice = Choice(kept=0, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0, deferred=0)
+        nothing = family.plan("", choice)
         return cls(family, paper_totals(nothing, family.profile, family.workload, budget.host_bytes))
 
     def seconds(self, kept: int, moved: float, spilled: Floats) -> Floats:
-        """Return the same length for each way to use host memory: the equations do not see what they differ in."""
+        """Return the same length for each way to decide about blocks: the equations do not see what they differ in."""
         recomputed = float(self.family.recomputed_flops[kept])
         totals = evolve(self._totals, activation_bytes=moved, recomputed_flops=recomputed)
         return np.full(spilled.shape, paper_seconds(totals, self.family.profile.machine))
+
+
+def _where(mask: NDArray[np.bool_], amounts: Amounts) -> Amounts:
+    """Use the amounts in the choices that the mask names, and nothing in the others."""
+    chosen = mask.astype(np.float64)
+    return {key: amount * chosen for key, amount in amounts.items()}

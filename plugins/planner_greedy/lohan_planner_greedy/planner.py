@@ -15,10 +15,10 @@ from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.units import format_bytes
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
-from lohan_planner_greedy.family import Choice, Family, HostCounts
+from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.items import rank_items
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
-from lohan_planner_greedy.search import Search, finalists, kept_lengths
+from lohan_planner_greedy.search import Graded, Search, finalists, first_shortest, kept_lengths
 
 __all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
 
@@ -30,8 +30,9 @@ class Strategy:
     """What makes one planner differ from another.
 
     ``lengths``: how many items it may keep. ``all_states``: whether all states are in host memory, or none; None: it
-    chooses. ``objective``: how it predicts a step in the search. ``finalists``: how many plans it simulates to choose
-    from; with 1, the search decides.
+    chooses. ``objective``: how it predicts a step in the search. ``balances``: whether it may defer updates that need
+    not wait; where all must wait, for the norm to clip by, every strategy defers them all if it may. ``finalists``: how
+    many plans that do without it are simulated to choose from; with 1, the search decides.
     """
 
     name: str
@@ -39,7 +40,8 @@ class Strategy:
     tiers: frozenset[Tier]
     lengths: Callable[[Family], Sequence[int]]
     all_states: bool | None
-    objective: Callable[[Family, HostCounts, Budget], Objective]
+    objective: Callable[[Family, BlockCounts, Budget], Objective]
+    balances: bool = False
     finalists: int = 1
 
 
@@ -53,31 +55,49 @@ class FamilyPlanner(Planner):
         """Decide, or raise PlanError if no plan of the family fits."""
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
-        counts = family.host_counts(all_states=strategy.all_states)
-        objective = strategy.objective(family, counts, budget)
-        # The lane model does not see that what waits on the drives arrives behind what updates read: so the best that
-        # does without is looked at too.
-        searches = [strategy.tiers, strategy.tiers - {Tier.SSD}] if strategy.finalists > 1 else [strategy.tiers]
-        curves = [
-            Search(lengths=strategy.lengths(family), tiers=tiers).curve(family, counts, objective, budget)
-            for tiers in searches
-        ]
-        if not curves[0]:
+        counts = family.block_counts(all_states=strategy.all_states, balances=strategy.balances)
+        choices = self._choices(family, counts, budget)
+        if not choices:
             raise self._infeasible(family, counts, budget)
         plans = [
             require_feasible(family.plan(strategy.name, choice, _describe(family, choice)), profile, workload, budget)
-            for choice in finalists(curves, strategy.finalists)
+            for choice in choices
         ]
         if len(plans) == 1:
             return plans[0]
         return min(plans, key=lambda plan: evaluate(plan, profile, workload, budget).seconds)
 
-    def _infeasible(self, family: Family, counts: HostCounts, budget: Budget) -> PlanError:
+    def _choices(self, family: Family, counts: BlockCounts, budget: Budget) -> Sequence[Choice]:
+        """Return the search's best, or what is worth a simulation; nothing if nothing fits.
+
+        The lane model does not see that what waits on the drives arrives behind what updates read, nor that forward
+        looks only a few layers ahead for the work that deferred updates give it. So the best plans that do without
+        either are looked at too.
+        """
+        strategy = self._strategy
+        curve = self._curve(family, strategy.tiers, counts, budget)
+        if not curve:
+            return []
+        best = first_shortest(curve).choice
+        if strategy.finalists == 1:
+            return [best]
+        soon = counts.fewest_deferred()
+        if len(soon.states) < len(counts.states):
+            curve = self._curve(family, strategy.tiers, soon, budget)
+        without_drives = self._curve(family, strategy.tiers - {Tier.SSD}, soon, budget)
+        return list(dict.fromkeys([best, *finalists([curve, without_drives], strategy.finalists)]))
+
+    def _curve(self, family: Family, tiers: frozenset[Tier], counts: BlockCounts, budget: Budget) -> Sequence[Graded]:
+        strategy = self._strategy
+        objective = strategy.objective(family, counts, budget)
+        return Search(lengths=strategy.lengths(family), tiers=tiers).curve(family, counts, objective, budget)
+
+    def _infeasible(self, family: Family, counts: BlockCounts, budget: Budget) -> PlanError:
         """Tell what the plan lacks that comes closest to fitting."""
         strategy = self._strategy
         kept = min(strategy.lengths(family))
         places = {Tier.GPU: (kept, 0), Tier.HOST: (0, kept), Tier.SSD: (0, 0)}
-        rows = {0, len(counts.states) - 1}
+        rows = {int(counts.ssd_bytes.argmin()), int(counts.host_bytes.argmin())}
         grades = [
             evaluate(
                 family.plan(
@@ -88,6 +108,7 @@ class FamilyPlanner(Planner):
                         host_cut=host_cut,
                         host_states=int(counts.states[row]),
                         host_gradients=int(counts.gradients[row]),
+                        deferred=int(counts.deferred[row]),
                     ),
                 ),
                 family.profile,
@@ -116,7 +137,10 @@ def _describe(family: Family, choice: Choice) -> str:
         for tier, size in zip(Tier, sizes, strict=True)
         if size
     )
-    return f"{case} ({held}); states of {choice.host_states} of {len(family.profile.blocks)} blocks in host memory"
+    return (
+        f"{case} ({held}); states of {choice.host_states} of {len(family.profile.blocks)} blocks in host memory; "
+        f"updates of {choice.deferred} deferred"
+    )
 
 
 def _inputs_only(family: Family) -> Sequence[int]:
@@ -127,17 +151,17 @@ def _everything(family: Family) -> Sequence[int]:
     return [len(family.items)]
 
 
-def _all_lanes(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+def _all_lanes(family: Family, counts: BlockCounts, budget: Budget) -> Objective:
     del budget
     return LaneObjective.over(family, counts)
 
 
-def _pcie_only(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+def _pcie_only(family: Family, counts: BlockCounts, budget: Budget) -> Objective:
     del budget
     return LaneObjective.over(family, counts, _PCIE)
 
 
-def _papers(family: Family, counts: HostCounts, budget: Budget) -> Objective:
+def _papers(family: Family, counts: BlockCounts, budget: Budget) -> Objective:
     del counts
     return PaperObjective.over(family, budget)
 
@@ -150,8 +174,9 @@ def greedy(config: GreedyConfig) -> Planner:
             ranking=config.ranking,
             tiers=frozenset(Tier),
             lengths=kept_lengths,
-            all_states=None,
+            all_states=None if config.states == "auto" else Tier(config.states) is Tier.HOST,
             objective=_papers if config.model is GreedyModel.PAPER else _all_lanes,
+            balances=True,
             finalists=config.finalists,
         )
     )
@@ -162,7 +187,7 @@ def _strategy(
     config: StrategyConfig,
     tiers: set[Tier],
     lengths: Callable[[Family], Sequence[int]],
-    objective: Callable[[Family, HostCounts, Budget], Objective] = _all_lanes,
+    objective: Callable[[Family, BlockCounts, Budget], Objective] = _all_lanes,
 ) -> Planner:
     return FamilyPlanner(
         Strategy(

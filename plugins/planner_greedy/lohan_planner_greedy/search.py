@@ -14,7 +14,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from lohan_core.plan import Budget, Tier
-from lohan_planner_greedy.family import Choice, Family, HostCounts
+from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.objective import Objective
 
 __all__ = ["Graded", "Search", "finalists", "first_shortest", "kept_lengths"]
@@ -41,11 +41,12 @@ class Search:
     lengths: Iterable[int]
     tiers: frozenset[Tier]
 
-    def curve(self, family: Family, counts: HostCounts, objective: Objective, budget: Budget) -> list[Graded]:
+    def curve(self, family: Family, counts: BlockCounts, objective: Objective, budget: Budget) -> list[Graded]:
         """Grade the best choice of each length that fits ``budget``, in the order of lengths.
 
         Tiers are filled nearest first: a nearer tier never makes a step longer, so nothing else need be tried. Of equal
-        ways to use host memory, the one with most states in it wins: it spares the drives.
+        ways to decide about blocks the first wins: the one with most states in host memory, which spares the drives,
+        and then with fewest updates deferred.
         """
         curve = []
         for kept in self.lengths:
@@ -67,6 +68,7 @@ class Search:
                 host_cut=gpu_cut + int(on_host[row]),
                 host_states=int(counts.states[row]),
                 host_gradients=int(counts.gradients[row]),
+                deferred=int(counts.deferred[row]),
             )
             curve.append(Graded(least, choice))
         return curve
@@ -80,7 +82,7 @@ class Search:
             fits[:-1] = False
         return kept - int(np.argmax(fits[::-1])) if fits.any() else None
 
-    def _fill_host(self, family: Family, counts: HostCounts, rest: slice, budget: Budget) -> Integers:
+    def _fill_host(self, family: Family, counts: BlockCounts, rest: slice, budget: Budget) -> Integers:
         """Return how many of ``rest`` wait in host memory, for each row of ``counts``; -1 where nothing fits."""
         free = budget.host_bytes - counts.host_bytes
         needed = family.host_activation_bytes(rest)

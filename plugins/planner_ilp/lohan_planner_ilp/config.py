@@ -15,12 +15,13 @@ class IlpConfig:
     """How long `ilp` may search, and for what.
 
     Attributes:
-        gap: How far from the optimum, as a part of the step, a plan may be to be taken; 0: it is the optimum.
+        gap: How far from the optimum, as a part of the step, a plan may be to be taken; 0: it is the optimum, which for
+            a large model can take minutes to prove.
         time_limit: Seconds after which the best plan so far is taken. Where it cuts a search short, the plan depends on
             the computer's speed.
     """
 
-    gap: float = field(default=0.0, validator=ge(0.0))
+    gap: float = field(default=1e-4, validator=ge(0.0))
     time_limit: float = field(default=60.0, validator=gt(0.0))
 
 

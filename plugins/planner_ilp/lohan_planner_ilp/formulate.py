@@ -3,8 +3,10 @@ r"""The program: which block's states, inputs and candidates wait where, so that
 Legend, g a group of identical blocks (n of them), i a block input or a candidate, t a tier:
 
 ==================  ==========  ==============================================================================
-``host_states``     0..n        blocks of g whose states live in host memory; the others' on the drives
-``host_gradients``  0..n        blocks of g whose waiting gradients are in host memory; the others' on the drives
+``deferred``        0..n        blocks of g whose update is deferred; the others' follows at once, or after backward
+``host_states[d]``  0..n        blocks of g, deferred or not as d says, whose states live in host memory; the others'
+                                do on the drives
+``host_gradients``  0..n        blocks of g whose gradients wait in host memory; of others that wait, on the drives
 ``placed[i][t]``    0..n        blocks of g whose i waits on t; where a candidate is on none, it is recomputed
 ``moves[i]``        0 or 1      whether i leaves the GPU in any block of g
 ``spills[i]``       0 or 1      whether i goes to the drives in any block of g
@@ -30,19 +32,18 @@ from lohan_core.lane_model import (
     Resource,
     activation_amounts,
     fixed_amounts,
-    gradient_amounts,
     lane_limits,
     lane_seconds,
-    state_amounts,
     unit_seconds,
 )
 from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
-from lohan_core.schedule.build import SPILL_SLOTS, build_memory, gradients_wait
+from lohan_core.schedule.build import SPILL_SLOTS, build_memory
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 from lohan_planner_ilp.groups import Group, spread_evenly
 from lohan_planner_ilp.program import Linear, Program, total
+from lohan_planner_ilp.updates import GroupUpdates, all_wait, declare_updates
 
 __all__ = ["Formulation", "Freedom"]
 
@@ -55,19 +56,23 @@ INPUT = -1
 
 @frozen(kw_only=True)
 class Freedom:
-    """What a planner may decide: tiers of inputs and of candidates, and of states (one of them: there they all are)."""
+    """What a planner may decide: tiers of inputs and of candidates, and of states (one of them: there they all are).
+
+    ``balances``: whether it may defer updates that need not wait. Where all must, for the norm to clip by, all are
+    deferred if the workload lets them: the lanes then never have more to do, and forward's idle ones do it.
+    """
 
     inputs: frozenset[Tier]
     candidates: frozenset[Tier]
     states: frozenset[Tier]
+    balances: bool
 
 
 @frozen(kw_only=True)
 class _GroupVariables:
     """The legend's variables of one group."""
 
-    host_states: Linear
-    host_gradients: Linear
+    updates: GroupUpdates
     placed: Mapping[int, Mapping[Tier, Linear]]
     bytes: Mapping[int, int]
 
@@ -115,14 +120,15 @@ class Formulation:
         sizes = {candidate.index: round_up(candidate.bytes, SECTOR_BYTES) for candidate in block.candidates}
         if block.role is not Role.PRELUDE:
             sizes[INPUT] = round_up(block.input_bytes, SECTOR_BYTES)
-        fixed_states = {
-            frozenset({Tier.HOST}): Linear(constant=n),
-            frozenset({Tier.SSD}): Linear(),
-        }
-        waits = gradients_wait(self.workload) and block.elements > 0
         variables = _GroupVariables(
-            host_states=fixed_states.get(self.freedom.states) or program.variable(n, whole=True),
-            host_gradients=program.variable(n, whole=True) if waits else Linear(constant=n),
+            updates=declare_updates(
+                program,
+                self.workload,
+                group,
+                elements=block.elements,
+                states=self.freedom.states,
+                balances=self.freedom.balances,
+            ),
             placed={
                 index: {
                     tier: program.variable(n, whole=True)
@@ -153,7 +159,7 @@ class Formulation:
         any_on_ssd = program.variable(1, whole=True)
         for group, variables in everything:
             # [Constraint] Staging and record buffers are there as soon as one block's states live on the drives.
-            program.at_most(Linear(constant=group.size) - variables.host_states, group.size * any_on_ssd)
+            program.at_most(Linear(constant=group.size) - variables.updates.all_host_states, group.size * any_on_ssd)
 
         fixed, buffers = self._fixed_bytes()
         used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
@@ -164,10 +170,11 @@ class Formulation:
             block = self.profile.blocks[group.blocks[0]]
             weights = block.elements * self.profile.weight_bytes
             states = weights + chunk_record_bytes(self.profile.states, block.elements)
-            used[Tier.HOST].append(states / MIB * variables.host_states)
-            if gradients_wait(workload):
-                used[Tier.HOST].append(weights / MIB * variables.host_gradients)
-                used[Tier.SSD].append(weights / MIB * (Linear(constant=group.size) - variables.host_gradients))
+            used[Tier.HOST].append(states / MIB * variables.updates.all_host_states)
+            if not workload.host_extents:
+                used[Tier.SSD].append(-workload.versions * states / MIB * variables.updates.all_host_states)
+            used[Tier.HOST].append(weights / MIB * variables.updates.host_gradients)
+            used[Tier.SSD].append(weights / MIB * variables.updates.ssd_gradients)
             for index, tiers in variables.placed.items():
                 for tier, count in tiers.items():
                     used[tier].append(workload.micro_batches * variables.bytes[index] / MIB * count)
@@ -218,7 +225,7 @@ class Formulation:
             block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
             for block in self.profile.blocks
         )
-        gradients = weights if gradients_wait(self.workload) else 0
+        gradients = weights if all_wait(self.workload) else 0
         without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - gradients
         fixed = {
             Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - self.workload.micro_batches * inputs,
@@ -238,17 +245,19 @@ class Formulation:
 
         use(fixed_amounts(self.profile, self.workload), Linear(constant=1.0))
         for group, variables in zip(self.groups, self._variables, strict=True):
-            first, everyone = group.blocks[0], Linear(constant=group.size)
-            block = self.profile.blocks[first]
-            use(state_amounts(self.profile, self.workload, first), everyone - variables.host_states)
-            use(gradient_amounts(self.profile, self.workload, first), everyone - variables.host_gradients)
+            block = self.profile.blocks[group.blocks[0]]
+            for amounts, blocks in variables.updates.uses(self.profile):
+                use(amounts, blocks)
             for index, tiers in variables.placed.items():
                 for tier, count in tiers.items():
                     use(activation_amounts(block, self.workload, tier, variables.bytes[index]), count)
+            for c in block.candidates if block.role is Role.LAYER else ():
+                keeping = {(Phase.FORWARD, Resource.GPU): self.workload.micro_batches * c.keeping_seconds}
+                use(keeping, total(variables.placed[c.index].values()))
             recomputed = program.variable()
             kept = total(c.seconds * total(variables.placed[c.index].values()) for c in block.candidates)
             # [Constraint] What is not kept is computed again; keeping more than there is gains nothing.
-            program.at_most(1 / self._unit_seconds * (block.seconds * everyone - kept), recomputed)
+            program.at_most(1 / self._unit_seconds * (Linear(constant=block.seconds * group.size) - kept), recomputed)
             use({(Phase.BACKWARD, Resource.GPU): self.workload.micro_batches * self._unit_seconds}, recomputed)
 
         lengths = {phase: program.variable() for phase in Phase}
@@ -267,24 +276,18 @@ class Formulation:
         """Write a solution down: a group's counts are spread evenly over its blocks, so that lanes work evenly."""
         blocks: dict[int, BlockPlan] = {}
         for group, variables in zip(self.groups, self._variables, strict=True):
-
-            def count(expression: Linear) -> int:
-                return round(expression.value(values))
-
-            def halves(on_host: Linear, n: int = group.size) -> Sequence[Tier]:
-                return spread_evenly({Tier.HOST: count(on_host), Tier.SSD: n - count(on_host)})
-
-            states, gradients = halves(variables.host_states), halves(variables.host_gradients)
+            updates = variables.updates.read(values)
             tiers = {}
             for index, placed in variables.placed.items():
-                counts: dict[Tier | None, int] = {tier: count(variable) for tier, variable in placed.items()}
+                counts: dict[Tier | None, int] = {tier: round(blocks.value(values)) for tier, blocks in placed.items()}
                 tiers[index] = spread_evenly({**counts, None: group.size - sum(counts.values())})
             for place, index in enumerate(group.blocks):
                 here = {item: chosen[place] for item, chosen in tiers.items()}
                 blocks[index] = BlockPlan(
-                    states=states[place],
+                    states=updates[place].states,
                     inputs=here.pop(INPUT, None) or Tier.GPU,
                     keep={item: tier for item, tier in here.items() if tier is not None},
-                    gradients=gradients[place],
+                    gradients=updates[place].gradients,
+                    deferred=updates[place].deferred,
                 )
         return Plan(planner=planner, blocks=tuple(blocks[index] for index in sorted(blocks)), note=note)

@@ -71,12 +71,11 @@ def ilp(config: IlpConfig) -> Planner:
     """Open the planner that may do anything that a plan can say."""
     tiers = frozenset(Tier)
     states = frozenset({Tier.HOST, Tier.SSD})
-    return IlpPlanner("ilp", config, Freedom(inputs=tiers, candidates=tiers, states=states))
+    return IlpPlanner("ilp", config, Freedom(inputs=tiers, candidates=tiers, states=states, balances=True))
 
 
 def checkmate(config: CheckmateConfig) -> Planner:
     """Open Checkmate's: an operator is recomputed or its output swapped to host memory, as all inputs are."""
     host = frozenset({Tier.HOST})
-    return IlpPlanner(
-        "checkmate", config, Freedom(inputs=host, candidates=host, states=frozenset({Tier(config.states)}))
-    )
+    states = frozenset({Tier(config.states)})
+    return IlpPlanner("checkmate", config, Freedom(inputs=host, candidates=host, states=states, balances=False))

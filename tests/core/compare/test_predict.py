@@ -12,6 +12,7 @@ from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import Tier, Update
+from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 
@@ -53,6 +54,17 @@ def test_a_plan_is_predicted_by_its_schedule():
     assert always.prediction.peak_bytes == {tier: schedule.bytes_on(tier) for tier in Tier}
     assert always.reason is None
     assert (never.prediction, never.reason) == (None, "no such thing")
+
+
+def test_planners_are_asked_about_the_configs_way_to_update():
+    """Every one of them about the same, and what it decides is what is predicted."""
+    planner = KEEP_NOTHING.open(KEEP_NOTHING.config())
+    for update in Update:
+        run = SimpleNamespace(**{**vars(CONFIG.run), "update": update})
+        config = SimpleNamespace(**{**vars(CONFIG), "run": run})
+        (found,) = predicted(config, ("keep_nothing", planner)).contenders
+        assert found.prediction.workload.update is update
+        assert {block.deferred for block in found.prediction.plan.blocks} == {update is Update.DEFERRED}
 
 
 def test_a_plan_that_fits_with_fewer_slots_only_is_predicted_with_those():

@@ -22,7 +22,7 @@ INPUT, PRODUCT, GELU = 20_480, 40_960, 81_920
 
 def test_a_curve_goes_from_nothing_moved_to_everything():
     curve = sweep(PROFILE, WORKLOAD, BUDGET, plan_of("any"))
-    assert (curve.host_states, curve.host_gradients) == (0, 0)
+    assert (curve.host_states, curve.host_gradients, curve.deferred) == (0, 0, 0)
     first, last = curve.points[0], curve.points[-1]
     assert first.moved_bytes == 0
     assert last.moved_bytes == WORKLOAD.micro_batches * LAYERS * (INPUT + PRODUCT + GELU)
@@ -55,7 +55,16 @@ def test_what_finds_no_room_in_host_memory_goes_to_the_drives():
 
 def test_a_curve_says_where_its_states_are():
     curve = sweep(PROFILE, WORKLOAD, BUDGET, plan_of("any", states=Tier.HOST))
-    assert (curve.host_states, curve.host_gradients) == (6, 6)
+    assert (curve.host_states, curve.host_gradients, curve.deferred) == (6, 6, 0)
+
+
+def test_a_curve_is_of_one_way_to_update():
+    """Deferred updates stay deferred on it: with them the whole curve lies lower where updates else come last."""
+    assert WORKLOAD.clips
+    at_once, deferred = (plan_of("any", deferred=later) for later in (False, True))
+    low, high = (sweep(PROFILE, WORKLOAD, BUDGET, plan) for plan in (deferred, at_once))
+    assert (low.deferred, high.deferred) == (6, 0)
+    assert all(a.lanes_seconds < b.lanes_seconds for a, b in zip(low.points, high.points, strict=True))
 
 
 @given(problem=problems())

@@ -135,7 +135,7 @@ def test_evaluation_is_the_mean_over_tokens_without_dropout(tmp_path, models, ba
     assert ours == pytest.approx(total / sum(tokens for _, tokens in groups), rel=1e-6)
 
 
-@pytest.mark.parametrize("update", ["serial", "naive", "optimized"])
+@pytest.mark.parametrize("update", ["serial", "naive", "optimized", "deferred"])
 def test_every_parameter_is_updated_once_with_the_factor_that_clips(tmp_path, models, backends, update):
     batch = make_batch(8)
     with open_run(

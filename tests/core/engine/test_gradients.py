@@ -5,7 +5,7 @@ import torch
 
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.gradients import Gradients
-from lohan_core.engine.step import StepData
+from lohan_core.engine.step import StepData, UpdateTerms
 from lohan_core.layout import Borrowed, lay_out
 from lohan_core.plan import Tier
 from lohan_core.schedule.task import Op, Pool, Schedule, Slot, Task
@@ -33,7 +33,7 @@ def make_gradients(dtype, *, sums):
 
 
 def make_data():
-    return StepData(step=1, lr=0.0, inputs=[{}], weights=[1.0], random=[])
+    return StepData(terms=UpdateTerms(1, 0.0), inputs=[{}], weights=[1.0])
 
 
 def task(block, *slots, takes=()):

@@ -105,6 +105,7 @@ VARIATIONS = {
     "two threads": {"optimizer": {**BASE["optimizer"], "threads": 2}},
     "scalar instructions": {"optimizer": {**BASE["optimizer"], "simd": "scalar"}},
     "update naively": {"run": {**BASE["run"], "update": "naive"}},
+    "update after backward": {"run": {**BASE["run"], "update": "optimized"}},
     "update serially": {"run": {**BASE["run"], "update": "serial"}},
     "states on host": {"planner": {"backend": "keep_nothing", "states": "host"}},
     "keep all on ssd": {"planner": {"backend": "keep_all", "candidates": "ssd", "inputs": "ssd"}},
@@ -153,22 +154,71 @@ def test_results_do_not_depend_on_how_the_step_is_carried_out(tmp_path, models, 
     assert not different(masters, base[1])
 
 
-@pytest.mark.parametrize("update", ["naive", "optimized"])
-def test_without_clipping_updates_during_backward_change_nothing(tmp_path, models, update):
-    batches = [make_batch(seed) for seed in range(2)]
+@pytest.mark.parametrize(
+    ("update", "planner"),
+    [
+        ("naive", {}),
+        ("optimized", {}),
+        ("deferred", {"backend": "dice", "seed": 1}),
+        ("deferred", {"backend": "dice", "seed": 2}),
+    ],
+)
+def test_without_clipping_it_does_not_matter_when_updates_run(tmp_path, models, update, planner):
+    """During backward, or some then and others in the next forward, as the dice decide."""
+    batches = [make_batch(seed) for seed in range(3)]
     outcomes = []
-    for mode in ("serial", update):
+    for mode, decides in (("serial", {}), (update, planner)):
         with open_run(
             tmp_path / mode,
             models["gemma3"],
             batches[0],
             run={"update": mode},
             optimizer={**BASE["optimizer"], "max_grad_norm": None},
+            planner=decides,
         ) as engine:
             metrics = [(r.loss, r.gradient_norm) for r in (engine.step(batch, lr=LR) for batch in batches)]
             outcomes.append((metrics, exported(engine, tmp_path / f"{mode}-out")))
     assert outcomes[0][0] == outcomes[1][0]
     assert not different(outcomes[0][1], outcomes[1][1])
+
+
+SAVED = {"ssd": {"states": "ssd"}, "host": {"states": "host"}, "dice": {"backend": "dice", "seed": 4}}
+
+
+@pytest.mark.parametrize("planner", SAVED)
+def test_a_step_saved_soon_is_durable_after_the_next_one(tmp_path, models, planner):
+    """Or at once, where a plan defers only some updates; and what is found then is that step, bit for bit."""
+    batches = [make_batch(seed) for seed in range(3)]
+    sections = {**BASE, "planner": SAVED[planner], "storage": {"backend": "aio"}}
+    with open_run(tmp_path / "whole", models["gpt2"], batches[0], **sections) as engine:
+        for batch in batches[:2]:
+            engine.step(batch, lr=LR)
+        expected = exported(engine, tmp_path / "whole-out")
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **sections) as engine:
+        for number, batch in enumerate(batches):
+            engine.step(batch, lr=LR)
+            assert engine.durable_step == number
+            engine.save_soon({"seen": number + 1})
+            assert engine.durable_step == number + (planner == "dice")
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **sections) as engine:
+        last = 3 if planner == "dice" else 2
+        assert (engine.finished_step, engine.progress) == (last, {"seen": last})
+        if planner != "dice":
+            assert not different(exported(engine, tmp_path / "out"), expected)
+
+
+def test_evaluating_and_exporting_see_the_newest_updates(tmp_path, models):
+    batches = [make_batch(seed) for seed in range(2)]
+    found = []
+    for update in ("optimized", "deferred"):
+        sections = {**BASE, "run": {**BASE["run"], "update": update}}
+        with open_run(tmp_path / update, models["gpt2"], batches[0], **sections) as engine:
+            engine.step(batches[0], lr=LR)
+            loss = engine.evaluate(batches)
+            engine.step(batches[1], lr=LR)
+            found.append((loss, exported(engine, tmp_path / f"{update}-out")))
+    assert found[0][0] == found[1][0]
+    assert not different(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("states", ["ssd", "host"])
@@ -202,6 +252,21 @@ def test_what_was_not_saved_is_done_again_alike(tmp_path, models, states):
     with open_run(tmp_path / "run", models["gpt2"], batches[0], **sections) as engine:
         assert engine.finished_step == 1
         assert [engine.step(batch, lr=LR).loss for batch in batches[1:]] == first[1:]
+
+
+@pytest.mark.parametrize("states", ["ssd", "host"])
+def test_a_step_that_diverges_leaves_the_one_before_that_waited_to_be_durable(tmp_path, models, states):
+    batch = make_batch(1)
+    sections = {**BASE, "planner": {"backend": "keep_nothing", "states": states}, "storage": {"backend": "aio"}}
+    with open_run(tmp_path / "run", models["gpt2"], batch, **sections) as engine:
+        engine.step(batch, lr=LR)
+        engine.step(batch, lr=1e38)
+        engine.save_soon({"seen": 2})
+        with pytest.raises(NonFiniteGradientError, match=r"^step 3: the gradient norm is (nan|inf); "):
+            engine.step(batch, lr=LR)
+        assert (engine.finished_step, engine.durable_step) == (2, 2)
+    with open_run(tmp_path / "run", models["gpt2"], batch, **sections) as engine:
+        assert (engine.finished_step, engine.progress) == (2, {"seen": 2})
 
 
 @pytest.mark.parametrize("update", ["optimized", "serial"])

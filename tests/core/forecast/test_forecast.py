@@ -78,8 +78,8 @@ def case_with(states=Tier.SSD, **settings):
     )
 
 
-def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None):
-    case = case_with(states)
+def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None, **limits):
+    case = case_with(states, **limits)
     plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
     return forecast_plan(
         plan,
@@ -248,6 +248,16 @@ def test_a_report_says_what_matters():
     assert "Does not fit: too little host" in shown(refused)
     assert "No model of this family fits" in shown(refused)
     assert not refused.fits
+
+
+def test_a_run_that_could_not_be_resumed_is_said_to_be_one():
+    said = "the run cannot be resumed"
+    for limits, saved in (({}, True), ({"ssd_limit_bytes": 0}, False)):
+        forecast = forecast_of(profile_of(), states=Tier.HOST, **limits)
+        assert forecast.fits
+        assert forecast.saved == saved
+        report = PlanReport(forecast=forecast, refusal=None, advice=None, largest=None, searched_largest=False)
+        assert (said in shown(report)) != saved
 
 
 def shown(report):

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
-from lohan_core.engine.derive import Outline, derive_profile
+from lohan_core.engine.derive import LAUNCH_SECONDS, Outline, derive_profile
+from lohan_core.engine.operators import count_flops
 from lohan_core.engine.peak import peak_bytes
 from lohan_core.errors import ConfigError
 from lohan_core.hardware import find_hardware
+from lohan_core.model import chunked_loss
+from lohan_core.model.choices import Loss
 from lohan_core.profile import Role
 from lohan_core.reference.profilers import FILE, MEASURED, FileProfilerConfig, MeasuredProfilerConfig
 from lohan_core.states import StateVector
@@ -47,23 +51,24 @@ def test_the_model_side_is_what_measuring_finds():
     assert (derived.states, derived.weight_bytes) == (measured.states, measured.weight_bytes)
 
 
-def test_an_operator_takes_as_long_as_its_products_or_its_bytes():
+def test_an_operator_takes_as_long_as_its_products_its_bytes_or_its_launch():
     hardware = find_hardware("rtx-4090")
-    config = GPT2Config(n_embd=512, n_layer=2, n_head=8, n_positions=64)
+    config = GPT2Config(n_embd=2048, n_layer=2, n_head=8, n_positions=64)
     blocks = {rows: derive(config, micro_batch_size=rows).blocks for rows in (1, 512)}
 
     def candidate(rows, name):
         return next(c for c in blocks[rows][1].candidates if c.operator.startswith(name))
 
     few, many = candidate(1, "addmm"), candidate(512, "addmm")
-    products = 2 * 512 * 3 * 512
+    products = 2 * 2048 * 3 * 2048
     assert (few.flops, many.flops) == (64 * products, 512 * 64 * products)
     assert many.seconds == many.flops / hardware.gpu.flops_per_second
-    moved = 2 * (512 * 3 * 512 + 3 * 512 + 64 * 512 + 64 * 3 * 512)  # weight, bias, input, output
+    moved = 2 * (2048 * 3 * 2048 + 3 * 2048 + 64 * 2048 + 64 * 3 * 2048)  # weight, bias, input, output
     assert few.seconds == moved / hardware.gpu.memory_bandwidth
-    norm = candidate(1, "native_layer_norm")
+    norm = candidate(512, "native_layer_norm")
     assert norm.flops == 0
-    assert norm.seconds > 2 * 2 * 64 * 512 / hardware.gpu.memory_bandwidth
+    assert norm.seconds > 512 * 2 * 2 * 64 * 2048 / hardware.gpu.memory_bandwidth
+    assert candidate(1, "native_layer_norm").seconds == LAUNCH_SECONDS, "no shorter than its launch"
 
 
 def test_attention_is_one_kernel_with_or_without_dropout_and_the_config_stays():
@@ -89,6 +94,23 @@ def test_grouped_queries_attend_as_many_do():
     ]
     (many,) = [c for c in derive(LlamaConfig(**shape)).blocks[1].candidates if "scaled" in c.operator]
     assert few.flops == many.flops > 0
+
+
+def test_flash_attn_s_products_are_torch_s():
+    """The operators are those of the package, which gives torch no formula for them."""
+
+    def flops(name, *args):
+        return count_flops(
+            SimpleNamespace(namespace="flash_attn", overloadpacket=SimpleNamespace(__name__=name)), args, {}, None
+        )
+
+    rows, length, heads, width = 2, 64, 4, 16
+    query, key = torch.empty(rows, length, heads, width), torch.empty(rows, length, 2, width)
+    products = 2 * 2 * rows * heads * length * length * width
+    assert flops("_flash_attn_forward", query, key, key, 0.0, 0.25, True) == products
+    line, keys = query.flatten(0, 1), key.flatten(0, 1)
+    starts = torch.tensor([0, 30, 64, 128], dtype=torch.int32)
+    assert flops("_flash_attn_varlen_forward", line, keys, keys, starts, starts, 64, 64, 0.0, 0.25, True) == products
 
 
 def test_the_products_of_experts_count():
@@ -131,6 +153,21 @@ def test_what_backward_holds_is_counted_in_rows():
         assert c - b == b - a > 0
     logits = 64 * 4096 * 4  # in float32, as the loss takes them
     assert two[-1] - one[-1] > 2 * logits
+
+
+def test_a_loss_over_slices_takes_a_slice_of_memory_and_as_many_products(monkeypatch):
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, vocab_size=4096)
+    row_bytes = 64 * 4096 * 4  # a row's logits, in float32
+    monkeypatch.setattr(chunked_loss, "SLICE_BYTES", row_bytes // 4)
+
+    def postlude(rows, loss):
+        return derive(config, micro_batch_size=rows, loss=loss).blocks[-1]
+
+    whole, chunked = ([postlude(rows, loss) for rows in (4, 8)] for loss in (Loss.WHOLE, Loss.CHUNKED))
+    assert whole[1].transient_bytes - whole[0].transient_bytes > 4 * 2 * row_bytes
+    assert chunked[1].transient_bytes - chunked[0].transient_bytes < row_bytes / 2
+    assert postlude(8, Loss.LIGER) == chunked[1]
+    assert [block.flops for block in chunked] == [block.flops for block in whole]
 
 
 @pytest.mark.parametrize("fake", [False, True])

@@ -13,8 +13,8 @@ from tiny_backends import MACHINE
 from lohan_core.layout import BLOCK_ALIGNMENT, round_up
 from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Candidate, Profile, Role
-from lohan_core.schedule.build import build_schedule, gradients_wait
-from lohan_core.schedule.sizes import kept_bytes
+from lohan_core.schedule.build import build_schedule
+from lohan_core.schedule.sizes import gradients_wait, kept_bytes
 from lohan_core.schedule.task import Lane, Op
 
 LAYERS = 20
@@ -95,6 +95,12 @@ def test_thirty_bytes_per_parameter_pass_the_drives(update, micro_batches):
     assert total[Lane.CPU] == P
 
 
+def test_deferred_updates_spare_the_drives_one_read_of_the_weights():
+    total = moved(bf16_adam(clips=True, deferred=True))
+    assert total[Lane.SSD_READ] == 14 * P - 2 * RESIDENT_AT_THE_TURN
+    assert total[Lane.SSD_WRITE] == 14 * P
+
+
 def test_gradients_that_wait_on_the_drives_add_four_bytes():
     total = moved(bf16_adam(clips=True, gradients=Tier.SSD))
     assert total[Lane.SSD_READ] + total[Lane.SSD_WRITE] == 34 * P - 2 * RESIDENT_AT_THE_TURN
@@ -162,9 +168,10 @@ def test_the_lanes_move_what_the_plan_implies(problem):
         expected[Lane.D2H] += n * size
         expected[Lane.CPU] += n
         if on_ssd:
-            expected[Lane.SSD_READ] += (times * size + states) * n
+            # A deferred update hands its fresh weights on: forward need not fetch them.
+            expected[Lane.SSD_READ] += ((times - decisions.deferred) * size + states) * n
             expected[Lane.SSD_WRITE] += (states + size) * n
-        if gradients_wait(workload) and decisions.gradients is Tier.SSD:
+        if gradients_wait(workload, decisions) and decisions.gradients is Tier.SSD:
             expected[Lane.SSD_READ] += size * n
             expected[Lane.SSD_WRITE] += size * n
         if block.role is Role.LAYER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,11 +14,16 @@ from schedule_problems import Problem, problems
 
 from lohan_core.plan import Tier
 from lohan_core.profile import Role
-from lohan_core.schedule.build import build_evaluation, build_schedule, gradients_wait
-from lohan_core.schedule.sizes import chunks_of, kept_bytes
+from lohan_core.schedule.build import build_evaluation, build_schedule, build_updates
+from lohan_core.schedule.sizes import chunks_of, gradients_wait, kept_bytes
 from lohan_core.schedule.task import Op
 
-BUILDERS = {"step": build_schedule, "evaluation": build_evaluation}
+BUILDERS = {
+    "step": build_schedule,
+    "first step": partial(build_schedule, pending=False),
+    "updates": build_updates,
+    "evaluation": build_evaluation,
+}
 
 
 def build(problem: Problem, kind="step"):
@@ -62,7 +68,7 @@ def test_slots_exist_and_are_large_enough(kind, problem):
         for tenants in periods:
             filled = sum(task.work for task in tenants if task.op is Op.UPLOAD_WEIGHTS)
             if pool.tier is Tier.HOST:
-                moved = [t.work for t in tenants if t.op not in {Op.UPDATE, Op.OFFLOAD, Op.UPLOAD}]
+                moved = [t.work for t in tenants if t.op not in {Op.UPDATE, Op.OFFLOAD, Op.UPLOAD, Op.UPLOAD_WEIGHTS}]
                 filled = max(moved)
             assert filled <= pool.slot_bytes, pool
 
@@ -133,19 +139,28 @@ def test_what_leaves_the_gpu_comes_back_before_it_is_used(problem):
             assert found[Op.SPILL].work == found[Op.UNSPILL].work == held.ssd
 
 
-@given(problem=problems())
-def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
-    schedule = build(problem)
-    before = HappensBefore(schedule)
-    chunks = {
+def chunks_by_key(problem):
+    return {
         (index, chunk.index): chunk.elements
         for index, block in enumerate(problem.profile.blocks)
         for chunk in chunks_of(block, problem.workload.chunk_elements)
     }
-    updates = {(t.block, t.chunk): t for t in tasks_of(schedule, Op.UPDATE)}
-    assert {key: task.work for key, task in updates.items()} == chunks
-    assert len(tasks_of(schedule, Op.UPDATE)) == len(chunks)
-    downloads = {(t.block, t.chunk): t for t in tasks_of(schedule, Op.DOWNLOAD_GRADIENT)}
+
+
+def by_chunk(schedule, op):
+    found = {(t.block, t.chunk): t for t in tasks_of(schedule, op)}
+    assert len(found) == len(tasks_of(schedule, op))
+    return found
+
+
+@given(problem=problems())
+def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
+    """With this step's, or, where the update is deferred, with that of the step before, which is then overwritten."""
+    schedule = build(problem)
+    before = HappensBefore(schedule)
+    updates = by_chunk(schedule, Op.UPDATE)
+    assert {key: task.work for key, task in updates.items()} == chunks_by_key(problem)
+    downloads = by_chunk(schedule, Op.DOWNLOAD_GRADIENT)
     (norm,) = tasks_of(schedule, Op.NORM)
     computed = tasks_of(schedule, Op.BACKWARD, Op.TURN)
     for key, update in updates.items():
@@ -153,6 +168,9 @@ def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
         if key[0] == 0 and problem.profile.blocks[-1].borrows:
             contributors += [t for t in computed if t.op is Op.TURN]
         assert all(before(task, downloads[key]) for task in contributors)
+        if problem.plan.blocks[key[0]].deferred:
+            assert before(update, downloads[key])
+            continue
         assert before(downloads[key], update)
         if problem.workload.clips:
             assert before(norm, update)
@@ -160,11 +178,22 @@ def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
 
 
 @given(problem=problems())
+def test_only_deferred_updates_are_missing_in_the_first_step_and_left_for_the_last(problem):
+    deferred = {key for key in chunks_by_key(problem) if problem.plan.blocks[key[0]].deferred}
+    updated = {kind: by_chunk(build(problem, kind), Op.UPDATE).keys() for kind in ("step", "first step", "updates")}
+    assert updated["updates"] == deferred
+    assert updated["first step"] == updated["step"] - deferred
+    first, step = (Counter(t.op for t in build(problem, kind).tasks) for kind in ("first step", "step"))
+    for op in (Op.FORWARD, Op.TURN, Op.BACKWARD, Op.DOWNLOAD_GRADIENT, Op.SPILL_GRADIENT, Op.NORM):
+        assert first[op] == step[op]
+
+
+@given(problem=problems())
 def test_states_are_read_before_an_update_and_written_after_it_and_never_stale(problem):
-    """And no weight of this step's passes is fetched or uploaded once an update may have changed it."""
+    """And no weight of this step's passes is fetched or uploaded while an update may be changing it."""
     schedule = build(problem)
     before = HappensBefore(schedule)
-    moved = {op: {(t.block, t.chunk): t for t in tasks_of(schedule, op)} for op in (Op.READ_STATES, Op.WRITE_STATES)}
+    moved = {op: by_chunk(schedule, op) for op in (Op.READ_STATES, Op.WRITE_STATES)}
     for update in tasks_of(schedule, Op.UPDATE):
         key = update.block, update.chunk
         changes = update
@@ -175,28 +204,33 @@ def test_states_are_read_before_an_update_and_written_after_it_and_never_stale(p
         else:
             assert key not in moved[Op.READ_STATES]
             assert key not in moved[Op.WRITE_STATES]
+        deferred = problem.plan.blocks[update.block].deferred
         for task in tasks_of(schedule, Op.FETCH_WEIGHTS, Op.UPLOAD_WEIGHTS):
-            if task.source == update.block and (task.op is Op.FETCH_WEIGHTS or task.chunk < 0):
-                assert before(task, changes)
+            reads = task.chunk == update.chunk if task.op is Op.FETCH_WEIGHTS else task.chunk < 0
+            if task.source == update.block and reads:
+                assert before(changes, task) if deferred else before(task, changes)
+        if deferred:
+            users = {update.block} | {i for i, b in enumerate(problem.profile.blocks) if update.block in b.borrows}
+            for task in tasks_of(schedule, Op.FORWARD, Op.TURN, Op.BACKWARD):
+                assert task.block not in users or before(update, task)
 
 
 @given(problem=problems())
 def test_gradients_that_wait_are_put_aside_and_fetched(problem):
     schedule = build(problem)
     before = HappensBefore(schedule)
-    spilled = {(t.block, t.chunk): t for t in tasks_of(schedule, Op.SPILL_GRADIENT)}
-    fetched = {(t.block, t.chunk): t for t in tasks_of(schedule, Op.FETCH_GRADIENT)}
-    waits = gradients_wait(problem.workload)
+    spilled, fetched = by_chunk(schedule, Op.SPILL_GRADIENT), by_chunk(schedule, Op.FETCH_GRADIENT)
+    last = max(t.index for t in tasks_of(schedule, Op.BACKWARD))
     for update in tasks_of(schedule, Op.UPDATE):
-        key = update.block, update.chunk
-        expected = waits and problem.plan.blocks[update.block].gradients is Tier.SSD
+        key, decisions = (update.block, update.chunk), problem.plan.blocks[update.block]
+        waits = gradients_wait(problem.workload, decisions)
+        expected = waits and decisions.gradients is Tier.SSD
         assert (key in spilled) == (key in fetched) == expected
         if expected:
-            assert before(spilled[key], fetched[key])
+            first, second = (fetched, spilled) if decisions.deferred else (spilled, fetched)
+            assert before(first[key], second[key])
             assert before(fetched[key], update)
-    if waits:
-        last = max(t.index for t in tasks_of(schedule, Op.BACKWARD))
-        assert all(update.index > last for update in tasks_of(schedule, Op.UPDATE))
+        assert not waits or decisions.deferred or update.index > last
 
 
 @given(problem=problems())
@@ -213,9 +247,9 @@ def test_evaluation_only_moves_weights_and_computes(problem):
 
 
 @given(problem=problems())
-def test_training_pools_serve_evaluation_too(problem):
+def test_training_pools_serve_every_schedule(problem):
     training = build(problem).pools
-    assert build(problem, "evaluation").pools == training
+    assert all(build(problem, kind).pools == training for kind in BUILDERS)
     more = evolve(problem.workload, micro_batches=problem.workload.micro_batches + 1)
     for name, pool in build(evolve(problem, workload=more), "evaluation").pools.items():
         assert name.endswith("sums") or pool == training[name]

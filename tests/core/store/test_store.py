@@ -336,6 +336,28 @@ def test_single_version_interrupted_while_overwriting_says_so(path, storage):
         reopen(path, storage)
 
 
+def test_a_store_that_is_never_to_be_committed_is_not_gone_on_from(path, storage):
+    store = create(path, storage, versions=1)
+    fill(store, 1)
+    store.finish_step()
+    store.never_commit()
+    store.never_commit()
+    fill(store, 2)
+    store.finish_step()
+    assert peek(store) == 2
+    store.close()
+    with StoreDirectory.at(path) as directory, pytest.raises(StoreError, match="no space on the drives"):
+        directory.require_kept()
+    with pytest.raises(StoreError, match="no space on the drives"):
+        StoreDirectory.existing(path)
+
+
+def test_what_was_committed_is_not_given_up(path, storage):
+    store = committed(path, storage, versions=1)
+    with pytest.raises(ValueError, match="can be kept"):
+        store.never_commit()
+
+
 @pytest.mark.parametrize("moment", ["write", "finish_step", "commit"])
 def test_a_failed_write_surfaces_even_if_nobody_waited_for_it(path, storage, moment):
     store = committed(path, storage)

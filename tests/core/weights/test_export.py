@@ -74,7 +74,7 @@ def test_written_model_can_be_read_and_written_again(tmp_path):
 
 
 def test_what_no_block_holds_is_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr("lohan_core.weights.export.COPIED_SHARD_BYTES", 1)
+    monkeypatch.setattr("lohan_core.weights.checkpoint.COPIED_SHARD_BYTES", 1)
     source = save_model(tmp_path / "source", "mixtral")
     checkpoint = open_checkpoint(source)
     trained = list(blocks_of(checkpoint, lambda _, tensor: tensor + 1))[1:2]

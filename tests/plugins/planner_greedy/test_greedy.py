@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keeping import that_keeps_dearly
 
 from lohan_core.equations import paper_step_seconds
 from lohan_core.errors import PlanError
@@ -47,12 +48,18 @@ def choices(family):
         cuts = st.tuples(st.integers(0, kept), st.integers(0, kept)).map(sorted)
         counts = st.integers(0, len(family.profile.blocks))
         return st.builds(
-            lambda cuts, states, gradients: Choice(
-                kept=kept, gpu_cut=cuts[0], host_cut=cuts[1], host_states=states, host_gradients=gradients
+            lambda cuts, states, gradients, deferred: Choice(
+                kept=kept,
+                gpu_cut=cuts[0],
+                host_cut=cuts[1],
+                host_states=states,
+                host_gradients=gradients,
+                deferred=deferred,
             ),
             cuts,
             counts,
             counts,
+            counts if family.workload.may_defer else st.just(0),
         )
 
     return st.sampled_from(kept_lengths(family)).flatmap(cut)
@@ -63,17 +70,23 @@ def choices(family):
 def test_the_families_arithmetic_is_the_graders(data):
     """Bytes on every tier and seconds by the lanes, of any choice, are what ``evaluate`` says of its plan."""
     problem = data.draw(st.sampled_from(PROBLEMS))
-    slots = {"layer_slots": data.draw(st.integers(1, 3)), "gradient_slots": data.draw(st.integers(1, 2))}
-    problem = evolve(problem, workload=evolve(problem.workload, **slots))
+    changes = {
+        "layer_slots": data.draw(st.integers(1, 3)),
+        "gradient_slots": data.draw(st.integers(1, 2)),
+        "host_extents": data.draw(st.booleans()),
+    }
+    problem = evolve(problem, workload=evolve(problem.workload, **changes))
+    problem = data.draw(st.sampled_from([problem, that_keeps_dearly(problem)]))
     family = family_of(problem)
     choice = data.draw(choices(family))
-    counts = family.host_counts(all_states=None)
-    (row,) = [
-        i
-        for i, pair in enumerate(zip(counts.states, counts.gradients, strict=True))
-        if pair[0] == choice.host_states and pair[1] in {choice.host_gradients, pair[1] * (not problem.workload.clips)}
-    ][:1]
-    choice = evolve(choice, host_gradients=int(counts.gradients[row]))
+    counts = family.block_counts(all_states=None, balances=data.draw(st.booleans()))
+    row = data.draw(st.integers(0, len(counts.states) - 1))
+    choice = evolve(
+        choice,
+        host_states=int(counts.states[row]),
+        host_gradients=int(counts.gradients[row]),
+        deferred=int(counts.deferred[row]),
+    )
     grade = lanes(family.plan("greedy", choice), problem.profile, problem.workload)
     micro_batches = problem.workload.micro_batches
     rest = slice(choice.gpu_cut, choice.kept)
@@ -171,7 +184,7 @@ def test_it_finds_what_trying_everything_finds(seed, drives):
         for kept in itertools.combinations(places, count)
     )
     family = Family(profile, workload, rank_items(profile, Ranking.SECONDS))
-    counts = family.host_counts(all_states=False)
+    counts = family.block_counts(all_states=False, balances=False)
     search = Search(lengths=kept_lengths(family), tiers=frozenset({Tier.HOST}))
     curve = search.curve(family, counts, LaneObjective.over(family, counts), PLENTY)
     found = first_shortest(curve)
@@ -216,7 +229,7 @@ def test_the_papers_third_case_is_the_least_of_its_equations():
     curve = [
         paper_step_seconds(family.plan("", choice), profile, workload, budget.host_bytes)
         for length in kept_lengths(family)
-        for choice in [Choice(kept=length, gpu_cut=0, host_cut=length, host_states=0, host_gradients=0)]
+        for choice in [Choice(kept=length, gpu_cut=0, host_cut=length, host_states=0, host_gradients=0, deferred=0)]
     ]
     best = min(range(len(curve)), key=curve.__getitem__)
     assert 0 < best < len(curve) - 1, "the problem is of another case"
@@ -249,7 +262,7 @@ def test_equal_candidates_alternate_between_blocks():
 
 def test_it_stops_at_the_first_of_equal_steps():
     def graded(kept, seconds):
-        return Graded(seconds, Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0))
+        return Graded(seconds, Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0, deferred=0))
 
     curve = [graded(1, 3.0), graded(2, 2.0), graded(3, 2.0), graded(4, 2.5)]
     assert first_shortest(curve).choice.kept == 2
@@ -257,7 +270,7 @@ def test_it_stops_at_the_first_of_equal_steps():
 
 def test_finalists_are_the_best_of_every_curve_and_others_from_end_to_end():
     def choice(kept):
-        return Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0)
+        return Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0, deferred=0)
 
     first = [Graded(seconds, choice(kept)) for kept, seconds in enumerate([3.0, 1.0, 2.0])]
     second = [Graded(seconds, choice(kept)) for kept, seconds in enumerate([3.0, 2.5, 2.6, 2.7, 2.8])]
@@ -278,6 +291,13 @@ def test_states_compete_with_activations_for_host_memory():
     assert 0 < counts[0] < counts[-1] == len(problem.profile.blocks)
 
 
+@pytest.mark.parametrize("tier", [Tier.SSD, Tier.HOST])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_states_can_be_told_where_to_live(problem, tier):
+    plan = greedy(GreedyConfig(states=str(tier))).plan(problem.profile, PLENTY, problem.workload)
+    assert {block.states for block in plan.blocks} == {tier}
+
+
 def test_a_large_model_is_planned_by_a_few_hundred_lengths():
     profile = example_profile(layers=96, width=512, tokens=2**10, seed=0, candidates=60)
     workload = Workload(micro_batches=4, update=Update.OPTIMIZED, clips=False, chunk_elements=2**20)
@@ -285,3 +305,57 @@ def test_a_large_model_is_planned_by_a_few_hundred_lengths():
     assert len(lengths) == MOST_LENGTHS + 1
     assert lengths[0] == 97
     assert lengths[-1] == 97 + 60 * 96 + 1
+
+
+def problem_of(*, update, clips, host_bytes=2**50):
+    """Drives so slow that they bound the step, and little to compute: backward has twice the work of forward."""
+    workload = Workload(micro_batches=2, update=update, clips=clips, chunk_elements=2**20)
+    return example_profile(layers=8, width=512, tokens=2**10, seed=3), evolve(PLENTY, host_bytes=host_bytes), workload
+
+
+@pytest.mark.parametrize("name", ["greedy", *STRATEGIES])
+def test_updates_that_wait_for_the_norm_are_all_deferred_if_they_may(name):
+    planner = BACKENDS[name].open(BACKENDS[name].config())
+    for update, deferred in ((Update.DEFERRED, True), (Update.OPTIMIZED, False)):
+        plan = planner.plan(*problem_of(update=update, clips=True))
+        assert {block.deferred for block in plan.blocks} == {deferred}
+        assert plan.note.endswith(f"; updates of {10 * deferred} deferred")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_defer_nothing_that_need_not_wait(name):
+    plan = BACKENDS[name].open(BACKENDS[name].config()).plan(*problem_of(update=Update.DEFERRED, clips=False))
+    assert not any(block.deferred for block in plan.blocks)
+
+
+def test_greedy_defers_some_updates_where_forward_has_less_to_do():
+    """With states on the drives; by the lane model, which is what the search minimizes."""
+    config = evolve(SEARCH_ALONE, states="ssd")
+    seconds = []
+    for update in (Update.OPTIMIZED, Update.DEFERRED):
+        profile, budget, workload = problem_of(update=update, clips=False)
+        plan = greedy(config).plan(profile, budget, workload)
+        seconds.append(lanes(plan, profile, workload).seconds)
+    assert 0 < sum(block.deferred for block in plan.blocks) < len(plan.blocks)
+    assert seconds[1] < 0.95 * seconds[0]
+
+
+def test_of_updates_that_need_not_wait_the_simulation_decides_how_many_are_deferred():
+    """What the lane model would defer is not deferred where the lanes' order makes the step longer."""
+    for host_bytes in (2**27, 2**28, 2**30):
+        profile, budget, workload = problem_of(update=Update.DEFERRED, clips=False, host_bytes=host_bytes)
+        at_once = evolve(workload, update=Update.OPTIMIZED)
+        seconds = evaluate(greedy(GreedyConfig()).plan(profile, budget, workload), profile, workload, budget).seconds
+        other = evaluate(greedy(GreedyConfig()).plan(profile, budget, at_once), profile, at_once, budget)
+        assert seconds <= other.seconds * ROUNDING
+
+
+def test_deferred_gradients_wait_on_the_drives_where_host_memory_is_full():
+    profile, _, workload = problem_of(update=Update.DEFERRED, clips=True)
+    family = Family(profile, workload, rank_items(profile, Ranking.SECONDS))
+    counts = family.block_counts(all_states=False, balances=False)
+    assert set(counts.gradients) == set(range(11))
+    least = int(counts.host_bytes.min() + family.host_activation_bytes(slice(0, 0))[0])
+    zero = BACKENDS["g10"].open(BACKENDS["g10"].config())
+    plan = zero.plan(profile, evolve(PLENTY, host_bytes=least), workload)
+    assert {block.gradients for block in plan.blocks} == {Tier.SSD}

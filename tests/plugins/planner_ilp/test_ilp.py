@@ -7,8 +7,9 @@ import random
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from keeping import that_keeps_dearly
 
 from lohan_core.backend import Kind
 from lohan_core.errors import PlanError
@@ -21,6 +22,7 @@ from lohan_planner_ilp.formulate import Formulation, Freedom
 from lohan_planner_ilp.groups import Group, group_blocks, spread_evenly
 from lohan_planner_ilp.plugin import lohan_planner
 from lohan_planner_ilp.program import Linear, Program, total
+from lohan_planner_ilp.updates import declare_updates
 
 highspy = pytest.importorskip("highspy", reason="the extra 'ilp' is not installed")
 
@@ -29,7 +31,10 @@ from lohan_planner_ilp.solve import solve  # noqa: E402
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 ROUNDING = 1 + 1e-9
-ANYTHING = Freedom(inputs=frozenset(Tier), candidates=frozenset(Tier), states=frozenset({Tier.HOST, Tier.SSD}))
+EXACT = IlpConfig(gap=0.0)
+ANYTHING = Freedom(
+    inputs=frozenset(Tier), candidates=frozenset(Tier), states=frozenset({Tier.HOST, Tier.SSD}), balances=True
+)
 
 
 def lanes(plan, profile, workload, budget=PLENTY):
@@ -41,31 +46,43 @@ def budgets():
     return st.builds(Budget, gpu_bytes=sizes, host_bytes=sizes, ssd_bytes=sizes)
 
 
-def choices(block):
-    """Every way to decide about one block, but for gradients, which do not wait in these problems."""
+def choices(block, workload):
+    """Every way to decide about one block."""
     inputs = [Tier.GPU] if not block.input_bytes else list(Tier)
-    for states, where, *kept in itertools.product(
-        (Tier.HOST, Tier.SSD), inputs, *((None, *Tier) for _ in block.candidates)
-    ):
-        keep = {c.index: tier for c, tier in zip(block.candidates, kept, strict=True) if tier is not None}
-        yield BlockPlan(states=states, inputs=where, keep=keep)
+    for deferred in (False, True) if workload.may_defer else (False,):
+        gradients = (Tier.HOST, Tier.SSD) if deferred or workload.clips else (Tier.HOST,)
+        for states, waiting, where, *kept in itertools.product(
+            (Tier.HOST, Tier.SSD), gradients, inputs, *((None, *Tier) for _ in block.candidates)
+        ):
+            keep = {c.index: tier for c, tier in zip(block.candidates, kept, strict=True) if tier is not None}
+            yield BlockPlan(states=states, gradients=waiting, inputs=where, keep=keep, deferred=deferred)
 
 
-def tiny(seed):
-    """One layer of two candidates between edges without any: 2 x 96 x 6 plans."""
-    profile = example_profile(layers=1, width=512, tokens=2**14, seed=seed, candidates=2)
+def tiny(seed, candidates):
+    """One layer of so many candidates between edges without any."""
+    profile = example_profile(layers=1, width=512, tokens=2**13, seed=seed, candidates=candidates)
     *blocks, postlude = profile.blocks
     return evolve(profile, blocks=(*blocks, evolve(postlude, candidates=())))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_trying_everything_finds_nothing_better(seed):
-    """States, inputs and candidates on every tier they can be on, under budgets between nothing and plenty."""
-    profile = tiny(seed)
-    workload = Workload(micro_batches=2, update=list(Update)[seed % 3], clips=False, chunk_elements=2**18)
+@pytest.mark.parametrize(
+    ("update", "clips", "candidates", "seed"),
+    [
+        (Update.SERIAL, False, 2, 0),
+        (Update.NAIVE, False, 2, 1),
+        (Update.OPTIMIZED, False, 2, 2),
+        (Update.OPTIMIZED, True, 1, 3),
+        (Update.DEFERRED, False, 1, 3),
+        (Update.DEFERRED, True, 0, 4),
+    ],
+)
+def test_trying_everything_finds_nothing_better(update, clips, candidates, seed):
+    """States, inputs, candidates, gradients and updates as they can be, under budgets between nothing and plenty."""
+    profile = tiny(seed, candidates)
+    workload = Workload(micro_batches=2, update=update, clips=clips, chunk_elements=2**18)
     graded = [
         lanes(Plan(planner="brute force", blocks=blocks), profile, workload)
-        for blocks in itertools.product(*(list(choices(block)) for block in profile.blocks))
+        for blocks in itertools.product(*(list(choices(block, workload)) for block in profile.blocks))
     ]
     dice = random.Random(seed)
     sizes = {tier: sorted({grade.peak_bytes[tier] for grade in graded}) for tier in Tier}
@@ -78,9 +95,9 @@ def test_trying_everything_finds_nothing_better(seed):
         ]
         if not fitting:
             with pytest.raises(PlanError, match=r"\b(gpu|host|ssd)\b"):
-                ilp(IlpConfig()).plan(profile, budget, workload)
+                ilp(EXACT).plan(profile, budget, workload)
             continue
-        plan = ilp(IlpConfig()).plan(profile, budget, workload)
+        plan = ilp(EXACT).plan(profile, budget, workload)
         assert lanes(plan, profile, workload).seconds <= min(fitting) * ROUNDING
 
 
@@ -111,25 +128,27 @@ def test_no_shipped_planner_is_better_by_the_model_that_it_minimizes(others, pro
     if not plans:
         return
     seconds = lanes(
-        ilp(IlpConfig()).plan(problem.profile, budget, problem.workload), problem.profile, problem.workload
+        ilp(EXACT).plan(problem.profile, budget, problem.workload), problem.profile, problem.workload
     ).seconds
     for name, plan in plans.items():
         assert seconds <= lanes(plan, problem.profile, problem.workload).seconds * ROUNDING, name
 
 
 def with_slots(problem):
-    """The same problem, with any number of slots for weights and gradients on the GPU."""
+    """The same problem, with any number of slots on the GPU, and with or without extents for states in host memory."""
     return st.builds(
-        lambda layers, gradients: evolve(
-            problem, workload=evolve(problem.workload, layer_slots=layers, gradient_slots=gradients)
+        lambda layers, gradients, extents: evolve(
+            problem,
+            workload=evolve(problem.workload, layer_slots=layers, gradient_slots=gradients, host_extents=extents),
         ),
         st.integers(1, 3),
         st.integers(1, 2),
+        st.booleans(),
     )
 
 
 @settings(max_examples=40, deadline=None)
-@given(problem=st.sampled_from(PROBLEMS).flatmap(with_slots), budget=budgets())
+@given(problem=st.sampled_from([*PROBLEMS, *map(that_keeps_dearly, PROBLEMS)]).flatmap(with_slots), budget=budgets())
 def test_the_program_predicts_what_the_grader_says(problem, budget):
     """Its objective is the plan's length by the lanes, and what its constraints admit fits."""
     formulation = Formulation(
@@ -177,13 +196,13 @@ def test_putting_identical_blocks_together_loses_little(host_mib):
 def test_a_large_model_is_a_small_program():
     """175B has 96 layers of 60 operators; the program has a few hundred variables, and they are solved in no time."""
     profile = equal_layers(96, 60)
-    workload = Workload(micro_batches=4, update=Update.OPTIMIZED, clips=True, chunk_elements=2**20)
+    workload = Workload(micro_batches=4, update=Update.DEFERRED, clips=False, chunk_elements=2**20)
     budget = Budget(gpu_bytes=2**32, host_bytes=2**32, ssd_bytes=2**45)
     groups = group_blocks(profile, workload)
     assert [group.size for group in groups] == [1, 93, 3, 1]
     formulation = Formulation(profile=profile, workload=workload, budget=budget, freedom=ANYTHING, groups=groups)
     assert len(formulation.program.columns) < 1000
-    plan = ilp(IlpConfig(gap=0.01)).plan(profile, budget, workload)
+    plan = ilp(IlpConfig()).plan(profile, budget, workload)
     assert lanes(plan, profile, workload, budget).feasible
 
 
@@ -196,6 +215,36 @@ def test_blocks_are_put_together_if_they_differ_in_name_alone():
     assert all(group.size == 1 for group in group_blocks(profile, workload, small=1000))
     leaner = evolve(workload, layer_slots=1)
     assert [group.blocks for group in group_blocks(profile, leaner)] == [(0,), (1, 3, 4, 5), (2,), (6,), (7,)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), update=st.sampled_from(Update), clips=st.booleans(), size=st.integers(1, 12))
+def test_counts_of_updates_are_those_of_the_blocks_that_they_are_spread_over(data, update, clips, size):
+    """Whatever the counts: states, gradients and deferral of every block together are what was counted."""
+    workload = Workload(micro_batches=1, update=update, clips=clips, chunk_elements=2**18)
+    program = Program()
+    updates = declare_updates(
+        program,
+        workload,
+        Group(tuple(range(size))),
+        elements=2**20,
+        states=frozenset({Tier.HOST, Tier.SSD}),
+        balances=True,
+    )
+    values = [float(data.draw(st.integers(0, size))) for _ in program.columns]
+    assume(all(total([Linear(row.terms)]).value(values) <= row.upper for row in program.rows))
+    blocks = updates.read(values)
+
+    def counted(**decided):
+        return sum(all(getattr(block, name) == value for name, value in decided.items()) for block in blocks)
+
+    assert len(blocks) == size
+    assert counted(deferred=True) == updates.deferred.value(values)
+    for deferred in (False, True):
+        assert counted(deferred=deferred, states=Tier.HOST) == updates.host_states[deferred].value(values)
+    assert counted(gradients=Tier.SSD) == updates.ssd_gradients.value(values)
+    waiting = size if clips or update is Update.SERIAL else counted(deferred=True)
+    assert counted(gradients=Tier.SSD) + updates.host_gradients.value(values) == waiting
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 12)))
@@ -240,7 +289,7 @@ def test_what_is_missing_is_named(tier):
     with pytest.raises(
         PlanError, match=rf"^planner 'ilp': the plan needs .* on {tier}, .* more than the 1.00 MiB there"
     ):
-        ilp(IlpConfig()).plan(problem.profile, budget, problem.workload)
+        ilp(EXACT).plan(problem.profile, budget, problem.workload)
 
 
 def test_checkmate_recomputes_or_swaps_to_host_memory():
@@ -251,9 +300,32 @@ def test_checkmate_recomputes_or_swaps_to_host_memory():
     assert {block.states for block in plan.blocks} == {Tier.SSD}
 
 
+@pytest.mark.parametrize("planner", [ilp(EXACT), checkmate(CheckmateConfig())])
+def test_updates_that_wait_for_the_norm_are_all_deferred_if_they_may(planner):
+    problem = PROBLEMS[2]
+    for update, deferred in ((Update.DEFERRED, True), (Update.OPTIMIZED, False)):
+        workload = evolve(problem.workload, update=update)
+        assert workload.clips
+        plan = planner.plan(problem.profile, PLENTY, workload)
+        assert {block.deferred for block in plan.blocks} == {deferred}
+
+
+def test_of_updates_that_need_not_wait_only_as_many_are_deferred_as_pays():
+    """Drives that bound the step: backward has twice the work of forward, which some updates balance."""
+    profile = example_profile(layers=8, width=512, tokens=2**10, seed=3)
+    workload = Workload(micro_batches=2, update=Update.DEFERRED, clips=False, chunk_elements=2**18)
+    budget = evolve(PLENTY, host_bytes=2**27)
+    plan = ilp(EXACT).plan(profile, budget, workload)
+    at_once = ilp(EXACT).plan(profile, budget, evolve(workload, update=Update.OPTIMIZED))
+    assert 0 < sum(block.deferred for block in plan.blocks) < len(plan.blocks)
+    assert lanes(plan, profile, workload).seconds < 0.97 * lanes(at_once, profile, workload).seconds
+    other = checkmate(CheckmateConfig()).plan(profile, budget, workload)
+    assert not any(block.deferred for block in other.blocks)
+
+
 def test_the_note_tells_gap_and_time():
     problem = PROBLEMS[2]
-    plan = ilp(IlpConfig()).plan(problem.profile, PLENTY, problem.workload)
+    plan = ilp(EXACT).plan(problem.profile, PLENTY, problem.workload)
     assert plan.note.startswith("optimal by the lane model: ")
     assert "gap 0.00%, solved in " in plan.note
 
@@ -269,7 +341,7 @@ def test_a_search_that_is_cut_short_says_so():
 def test_of_equal_steps_the_one_with_least_work_is_taken():
     """With room for all and the GPU the busiest lane by far, nothing need be moved, though it would cost no time."""
     problem = PROBLEMS[2]
-    plan = ilp(IlpConfig()).plan(problem.profile, PLENTY, problem.workload)
+    plan = ilp(EXACT).plan(problem.profile, PLENTY, problem.workload)
     busy = lanes(plan, problem.profile, problem.workload).busy_seconds
     nowhere = [BlockPlan(states=Tier.HOST, inputs=Tier.GPU) for _ in problem.profile.blocks]
     least = lanes(Plan(planner="", blocks=tuple(nowhere)), problem.profile, problem.workload).busy_seconds

@@ -8,7 +8,7 @@ import pytest
 
 from lohan_core.evaluate import TimeModel
 from lohan_core.testing.planner import PlannerSuite
-from lohan_planner_ilp.config import CheckmateConfig
+from lohan_planner_ilp.config import CheckmateConfig, IlpConfig
 from lohan_planner_ilp.plugin import lohan_planner
 
 pytest.importorskip("highspy", reason="the extra 'ilp' is not installed")
@@ -21,10 +21,18 @@ class TestIlp(PlannerSuite):
     model: ClassVar[TimeModel] = TimeModel.LANES
     claims_optimal: ClassVar[bool] = True
 
+    @pytest.fixture
+    def config(self):
+        return IlpConfig(gap=0.0)
+
 
 class TestCheckmate(PlannerSuite):
     backend = BACKENDS["checkmate"]
     model: ClassVar[TimeModel] = TimeModel.LANES
+
+    @pytest.fixture
+    def config(self):
+        return CheckmateConfig(gap=0.0)
 
 
 class TestCheckmateOnHost(PlannerSuite):
@@ -33,4 +41,4 @@ class TestCheckmateOnHost(PlannerSuite):
 
     @pytest.fixture
     def config(self):
-        return CheckmateConfig(states="host")
+        return CheckmateConfig(states="host", gap=0.0)

@@ -1,0 +1,42 @@
+"""The model as a config asks for it: its attention chosen, cut into blocks, still without weights."""
+
+from __future__ import annotations
+
+import torch
+
+from lohan_core.config.sections import Config
+from lohan_core.model.attention import AttentionChoice, choose_attention, flash_attn_obstacle, use_flash_attn
+from lohan_core.model.choices import Attention
+from lohan_core.model.cut import CutModel, cut_model
+from lohan_core.model.loss import require_loss_kernels
+from lohan_core.model.skeleton import build_skeleton, read_config
+
+__all__ = ["build_model"]
+
+
+def build_model(config: Config, device: torch.device) -> tuple[CutModel, AttentionChoice]:
+    """Build and cut the model of a config.
+
+    Args:
+        config: the run's config.
+        device: where it will compute. Its buffers are not there yet (:meth:`CutModel.to`); when they are,
+            :func:`lohan_core.model.loss.require_same_loss` can try its loss.
+
+    Raises:
+        ModelError: no causal LM, or one that cannot be cut.
+        ConfigError: attention or loss as the config wants them are not to be had.
+    """
+    dtype: torch.dtype = getattr(torch, config.run.dtype)
+    trust = config.model.trust_remote_code
+    require_loss_kernels(config.model.loss, device)
+    model_config = read_config(config.model.path, trust_remote_code=trust)
+    skeleton = build_skeleton(model_config, dtype, trust_remote_code=trust)
+    wanted = config.model.attention
+    obstacle = flash_attn_obstacle(device, dtype) if wanted in {Attention.AUTO, Attention.FLASH} else None
+    choice = choose_attention(wanted, skeleton, obstacle)
+    if choice.attention is Attention.EAGER:  # what the architecture supports is known only once there is a model of it
+        skeleton = build_skeleton(model_config, dtype, eager_attention=True, trust_remote_code=trust)
+    model = cut_model(skeleton, config.model.loss)
+    if choice.attention is Attention.FLASH:
+        use_flash_attn(skeleton)  # now only: a model is cut on the CPU, where there is no flash-attn
+    return model, choice

@@ -1,0 +1,118 @@
+"""A block's operators, one by one: their time, their FLOPs, the bytes that they move, and what they make.
+
+Time is measured, or estimated from FLOPs and bytes: then tensors without memory behind them (torch's fake tensors) do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from lohan_core.engine.packing import stored_bytes
+from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, storage_of
+from lohan_core.profile import Candidate
+
+__all__ = ["Estimate", "Operators", "count_flops"]
+
+Estimate: TypeAlias = Callable[[float, int], float]
+"""From an operator's FLOPs, and the bytes that it reads and writes, to its seconds."""
+
+
+@define
+class Operators(OperatorCounter):
+    """Runs a block operator by operator and notes what each makes; candidates only where there may be some."""
+
+    device: torch.device
+    estimate: Estimate | None = None
+    notes_candidates: bool = True
+    candidates: dict[int, Candidate] = field(factory=dict)
+    flops: float = 0.0
+    times: list[float] = field(factory=list)
+    output_bytes: int = 0
+    _storages: dict[int, int] = field(factory=dict)
+    _alive: list[Tensor] = field(factory=list)
+
+    def __attrs_pre_init__(self) -> None:
+        super().__init__()
+
+    @property
+    def seconds(self) -> float:
+        """Time of all operators."""
+        return sum(self.times)
+
+    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run, time and weigh one operator."""
+        self._wait()
+        began = time.perf_counter()
+        outputs = func(*args, **kwargs)
+        self._wait()
+        seconds = time.perf_counter() - began
+        flops = count_flops(func, args, kwargs, outputs)
+        if self.estimate is not None:
+            seconds = self.estimate(flops, moved_bytes(func, args, kwargs, outputs))
+        self.times.append(seconds)
+        self.flops += flops
+        for storage in mutated_storages(func, args, kwargs):
+            self.candidates.pop(self._storages.pop(storage, -1), None)
+        if self.notes_candidates and is_keepable(func, outputs):
+            self._note(index, func, outputs, flops, seconds)
+        return outputs
+
+    def _note(self, index: int, func: OpOverload, outputs: Any, flops: float, seconds: float) -> None:
+        # An address names a storage only while it lives.
+        kept = Kept(outputs=tree_map_only(Tensor, Tensor.detach, outputs))
+        self._alive.extend(kept.tensors())
+        size = stored_bytes(kept)
+        self.output_bytes += size
+        name = f"{func.overloadpacket.__name__}.{index}"
+        self.candidates[index] = Candidate(index=index, operator=name, bytes=size, flops=flops, seconds=seconds)
+        for tensor in kept.tensors():
+            self._storages[storage_of(tensor)] = index
+
+    def forget(self) -> None:
+        """Let go of all outputs: together they are as much as the plan keeps that keeps everything."""
+        self._alive.clear()
+        self._storages.clear()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> float:
+    """Count an operator's FLOPs by torch's formulas, and where those are not enough; 0 for one that has none."""
+    operator = func.overloadpacket
+    if operator.__name__ == "_grouped_mm":  # experts: each row has the product with one matrix of a stack
+        return 2.0 * float(outputs.numel() * args[0].shape[-1])
+    if func.namespace == "flash_attn":
+        # Of rows, or of all documents in one line: there, each counts as long as the longest may be.
+        query, key = args[:2]
+        return 4.0 * float(query.numel() * (key.shape[1] if query.dim() == 4 else args[6]))
+    if operator.__name__.startswith("_scaled_dot_product"):
+        # Every kernel does the same products; torch has no formula for the CPU's, and those that it has refuse keys and
+        # values of fewer heads than the queries', each of which attends all the same.
+        operator = torch.ops.aten._scaled_dot_product_flash_attention  # noqa: SLF001 - a public operator
+        query, *pair = args[:3]
+        grouped = [torch.empty((*query.shape[:2], *tensor.shape[2:]), device="meta") for tensor in pair]
+        args = (query, *grouped, *args[3:])
+    count = flop_registry.get(operator)
+    return float(count(*args, **kwargs, out_val=outputs)) if count else 0.0
+
+
+def moved_bytes(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> int:
+    """Count the bytes that an operator reads and writes: nothing for one that only looks at its input otherwise."""
+    schema = func._schema  # noqa: SLF001 - torch offers no public way to a schema
+    aliases = any(result.alias_info is not None for result in schema.returns)
+    if (aliases and not schema.is_mutable) or func.overloadpacket.__name__ in {"_unsafe_view", "empty", "empty_like"}:
+        return 0
+    tensors = [value for value in tree_leaves((args, kwargs, outputs)) if isinstance(value, Tensor)]
+    # What is expanded is read once: its storage is smaller than its shape.
+    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)

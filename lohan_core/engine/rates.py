@@ -1,0 +1,191 @@
+"""How fast a machine's lanes are: copies, drives and updates, through the backends that the run will use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from lohan_core.engine.cores import largest_cache_bytes
+from lohan_core.engine.states import MASTER, WEIGHTS, Move, StateFormat, wait_all
+from lohan_core.errors import PlanError
+from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
+from lohan_core.interfaces.storage import Storage, Transfer
+from lohan_core.layout import BLOCK_ALIGNMENT
+from lohan_core.memory import allocate_host
+from lohan_core.units import format_bytes
+
+__all__ = ["copy_rates", "drive_rates", "update_rates"]
+
+COPY_BYTES = 32 << 20
+IO_BYTES = 4 << 20
+IO_PIECES = 8
+WINDOW_BYTES = IO_BYTES * IO_PIECES
+MOST_IO_BYTES = 1 << 30
+LEAST_UPDATE_BYTES = 256 << 20
+CACHES = 8
+"""An update is measured on so many times what the last cache holds: in a step, hardly any of it is still there."""
+UNDISTURBED = 0.97
+"""An update that keeps so much of its rate beside copies is not slowed down by them: less is within the noise."""
+SCRATCH = "scratch/profile"
+
+
+def _rate(amount: float, seconds: float, run: Callable[[], None], *, least_rounds: int = 1) -> float:
+    """Run once to warm up, then for at least ``seconds`` and so many rounds; return the amount done per second."""
+    run()
+    rounds = 0
+    began = time.perf_counter()
+    while rounds < least_rounds or time.perf_counter() - began < seconds:
+        run()
+        rounds += 1
+    return rounds * amount / (time.perf_counter() - began)
+
+
+def copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
+    """Bytes a second to the GPU and from it, each with its share of what passes when both ways are busy."""
+    host = allocate_host(COPY_BYTES, pin=device.type == "cuda")
+    there = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+
+    def copy(target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    up = _rate(COPY_BYTES, seconds, lambda: copy(there, host))
+    down = _rate(COPY_BYTES, seconds, lambda: copy(host, there))
+    if device.type != "cuda":
+        return up, down
+    both = _rate(2 * COPY_BYTES, seconds, _Crossing(device, host, there).run)
+    # Where the directions get in each other's way, each has its share of what passes when both are busy.
+    share = min(1.0, both / (up + down))
+    return share * up, share * down
+
+
+class _Crossing:
+    """Copies in both directions at once."""
+
+    def __init__(self, device: torch.device, host: Tensor, there: Tensor) -> None:
+        self._device = device
+        self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device))
+        self._pairs = ((there, host), (allocate_host(COPY_BYTES, pin=True), torch.empty_like(there)))
+
+    def run(self) -> None:
+        for stream, (target, source) in zip(self._streams, self._pairs, strict=True):
+            with torch.cuda.stream(stream):
+                target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(self._device)
+
+
+def drive_rates(storage: Storage, state_bytes: int, seconds: float) -> tuple[float, float, float]:
+    """Read, write and mixed rates over a scratch extent, which is given back. Raises PlanError if it does not fit.
+
+    The extent is an eighth of the model's states, within limits, and all of it is used: a drive is faster on a few
+    megabytes, which stay in its cache, than in a step.
+    """
+    free_bytes = storage.capacity().free_bytes
+    wanted = min(MOST_IO_BYTES, state_bytes // 8, free_bytes // 4)
+    windows = max(1, wanted // WINDOW_BYTES)
+    if free_bytes < WINDOW_BYTES:
+        raise PlanError(
+            f"profiler: {format_bytes(WINDOW_BYTES)} on ssd are needed to measure it, and {format_bytes(free_bytes)} "
+            f"are free ({storage.describe()}); free some, or give storage.directories on larger drives"
+        )
+    storage.allocate(SCRATCH, windows * WINDOW_BYTES)
+    try:
+        scratch = _Scratch(storage, windows)
+        write, read, mixed = (
+            _rate(WINDOW_BYTES, seconds, move, least_rounds=windows)
+            for move in (scratch.write, scratch.read, scratch.mix)
+        )
+    finally:
+        storage.free(SCRATCH)
+    return read, write, mixed
+
+
+class _Scratch:
+    """A scratch extent, of which one window after the other is written or read, over and over."""
+
+    def __init__(self, storage: Storage, windows: int) -> None:
+        self._storage = storage
+        self._windows = cycle(range(windows))
+        self._buffers = allocate_host(WINDOW_BYTES, pin=False).split(IO_BYTES)
+        for _ in range(windows - 1):  # what was never written takes drives and file systems longer
+            self.write()
+
+    def write(self) -> None:
+        """Write the next window."""
+        window = next(self._windows)
+        wait_all([self._move(self._storage.write, window, piece) for piece in range(IO_PIECES)])
+
+    def read(self) -> None:
+        """Read the next window."""
+        window = next(self._windows)
+        wait_all([self._move(self._storage.read, window, piece) for piece in range(IO_PIECES)])
+
+    def mix(self) -> None:
+        """Write half of the next window while the other half is read."""
+        window = next(self._windows)
+        moves = (self._storage.write, self._storage.read)
+        wait_all([self._move(moves[piece % 2], window, piece) for piece in range(IO_PIECES)])
+
+    def _move(self, move: Move, window: int, piece: int) -> Transfer:
+        return move(SCRATCH, window * WINDOW_BYTES + piece * IO_BYTES, self._buffers[piece])
+
+
+def update_rates(
+    optimizer: Optimizer, form: StateFormat, device: torch.device, seconds: float
+) -> tuple[float, float | None]:
+    """Parameters a second, alone; and the bytes a second that updates share with copies, if these slow them down.
+
+    What of its rate an update keeps beside copies both ways tells how much of the memory's bandwidth they take.
+    """
+    update = _make_update(optimizer, form)
+    alone = _rate(update.elements, seconds, update.run)
+    if device.type != "cuda":
+        return alone, None
+    host, there = allocate_host(COPY_BYTES, pin=True), torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as other:
+        copies = other.submit(_repeat, _Crossing(device, host, there).run, stop)
+        try:
+            beside = _rate(update.elements, seconds, update.run)
+        finally:
+            stop.set()
+    copied = copies.result() * 2 * COPY_BYTES
+    return alone, copied / (1 - beside / alone) if beside < alone * UNDISTURBED else None
+
+
+def _repeat(run: Callable[[], None], stop: threading.Event) -> float:
+    """Do something over and over until told to stop; return how often a second."""
+    rounds = 0
+    began = time.perf_counter()
+    while rounds == 0 or not stop.is_set():
+        run()
+        rounds += 1
+    return rounds / (time.perf_counter() - began)
+
+
+@frozen
+class _Update:
+    """An update to be measured, and how many parameters it is of."""
+
+    elements: int
+    run: Callable[[], None]
+
+
+def _make_update(optimizer: Optimizer, form: StateFormat) -> _Update:
+    size = max(LEAST_UPDATE_BYTES, CACHES * largest_cache_bytes())
+    elements = size // form.record_bytes(BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
+    record = form.open_record(allocate_host(form.record_bytes(elements), pin=False), elements)
+    gradient = torch.full((elements,), 1e-3, dtype=form.dtypes[WEIGHTS])
+    states = {field.name: record.values[field.name] for field in form.fields}
+    parameters = Hyperparameters(step=1, lr=1e-4, weight_decay=0.0)
+    return _Update(
+        elements, lambda: optimizer.update(record.values[MASTER], states, gradient, record.values[WEIGHTS], parameters)
+    )

@@ -1,0 +1,173 @@
+"""Which kernels compute attention: what a config asks for, and what model and machine can do."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from lohan_core.errors import ConfigError
+from lohan_core.model.choices import Attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "ATTENTION_DROPOUTS",
+    "AttentionChoice",
+    "Obstacle",
+    "attention_of",
+    "choose_attention",
+    "flash_attn_obstacle",
+    "flash_boundaries",
+    "use_flash_attn",
+]
+
+_FLASH = "flash_attention_2"
+_NAMES = {_FLASH: Attention.FLASH, "sdpa": Attention.SDPA, "eager": Attention.EAGER}
+"""What transformers calls them."""
+
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+"""What configs of models call the dropout of attention."""
+
+_LEAST_CAPABILITY = (8, 0)
+_LARGEST_HEAD = 256
+
+
+@frozen(kw_only=True)
+class AttentionChoice:
+    """The kernels that were chosen, and why."""
+
+    attention: Attention
+    reason: str
+
+    def describe(self) -> str:
+        """Say it in a few words."""
+        return f"{self.attention} ({self.reason})"
+
+
+@frozen(kw_only=True)
+class Obstacle:
+    """Why something cannot be had, and what mends it."""
+
+    reason: str
+    remedy: str
+
+
+def choose_attention(wanted: Attention, model: PreTrainedModel, obstacle: Obstacle | None) -> AttentionChoice:
+    """Choose the kernels of a model's attention.
+
+    Args:
+        wanted: what the config says.
+        model: a skeleton, with the attention that transformers gives it.
+        obstacle: why this machine has no flash-attn for it; None: it has (:func:`flash_attn_obstacle`).
+
+    Raises:
+        ConfigError: what the config names is not to be had.
+    """
+    name = type(model).__name__
+    obstacle = obstacle or _obstacle_of_model(model)
+    fused = bool(getattr(model, "_supports_sdpa", False))
+    if wanted is Attention.AUTO:
+        if obstacle is None:
+            return AttentionChoice(attention=Attention.FLASH, reason="flash-attn is installed")
+        if fused:
+            return AttentionChoice(attention=Attention.SDPA, reason=obstacle.reason)
+        return AttentionChoice(attention=Attention.EAGER, reason=f"{name} has no fused attention")
+    if wanted is Attention.FLASH and obstacle is not None:
+        raise ConfigError(f"model.attention: flash: {obstacle.reason}; {obstacle.remedy}, or set model.attention: auto")
+    if wanted is Attention.SDPA and not fused:
+        raise ConfigError(f"model.attention: sdpa: {name} does not support it; set model.attention: auto")
+    return AttentionChoice(attention=wanted, reason="by the config")
+
+
+def attention_of(model: PreTrainedModel) -> Attention:
+    """Return the kernels that a model was built with."""
+    # transformers has no public name for it; a model with code of its own may not know it at all.
+    return _NAMES.get(getattr(model.config, "_attn_implementation", None) or "", Attention.EAGER)
+
+
+def use_flash_attn(model: PreTrainedModel) -> None:
+    """Have a model that :func:`choose_attention` chose flash-attn for take it from now on."""
+    model.set_attn_implementation(_FLASH)
+
+
+def flash_attn_obstacle(device: torch.device, dtype: torch.dtype) -> Obstacle | None:
+    """Say why flash-attn cannot be used on this device in this dtype; None if it can."""
+    if device.type != "cuda":
+        return Obstacle(reason="flash-attn needs a CUDA device", remedy="set run.device: cuda")
+    missing = _obstacle_of_package()
+    if missing is not None:
+        return missing
+    if dtype is not torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        return Obstacle(reason=f"flash-attn does not compute in {name}", remedy="set run.dtype: bfloat16")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        has = f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        return Obstacle(reason=f"flash-attn needs compute capability 8.0, and {has}", remedy="take a newer GPU")
+    return None
+
+
+def _obstacle_of_package() -> Obstacle | None:
+    try:
+        import_module("flash_attn")
+    except ModuleNotFoundError:
+        return Obstacle(reason="flash-attn is not installed", remedy="pip install 'lohan[flash-attn]'")
+    except ImportError as error:  # built for another torch, say
+        reason = str(error).splitlines()[0]
+        return Obstacle(reason=f"flash-attn cannot be imported: {reason}", remedy="build it for this torch")
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        return Obstacle(
+            reason="transformers does not take this flash-attn", remedy="pip install --upgrade 'lohan[flash-attn]'"
+        )
+    return None
+
+
+def _obstacle_of_model(model: PreTrainedModel) -> Obstacle | None:
+    name = type(model).__name__
+    settable = model._can_set_attn_implementation()  # noqa: SLF001 - transformers only warns where it is not
+    # Some architectures take other packages of that name only: transformers would fetch one of them from its hub.
+    listed = getattr(model, "_compatible_flash_implementations", None) or [_FLASH]
+    if not (getattr(model, "_supports_flash_attn", False) and settable and _FLASH in listed):
+        return Obstacle(reason=f"{name} does not support flash-attn", remedy="take another model")
+    config = model.config.get_text_config(decoder=True)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head > _LARGEST_HEAD:
+        return Obstacle(reason=f"flash-attn has no heads of {head} values", remedy="take another model")
+    dropout = next((key for key in ATTENTION_DROPOUTS if getattr(config, key, 0.0)), None)
+    if dropout is not None:
+        # Its kernels do not say that they draw: what is kept of a forward would be replayed with other numbers.
+        return Obstacle(
+            reason="flash-attn's dropout cannot be replayed", remedy=f"set {dropout} to 0 in the model's config.json"
+        )
+    return None
+
+
+def flash_boundaries(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Tensor | int]:
+    """Tell flash-attn where documents begin, in the words of transformers.
+
+    By itself, transformers finds that out from positions only where a batch is a single row, and anew in each layer.
+    For a model that hands nothing on to its layers there is nothing to tell.
+
+    Args:
+        model: the model; its attention is flash-attn's.
+        position_ids: positions that begin again from 0 at each document, shape (rows, tokens).
+    """
+    if Parameter.VAR_KEYWORD not in {parameter.kind for parameter in signature(model.forward).parameters.values()}:
+        return {}
+    starts = (position_ids.reshape(-1) == 0).nonzero().view(-1)
+    boundaries = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
+    longest = position_ids.shape[-1]  # at most; to know better, the host would have to wait for the device
+    return {
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

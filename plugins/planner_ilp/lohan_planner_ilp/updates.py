@@ -1,0 +1,128 @@
+"""How a group of identical blocks is updated: how many deferred, how many with states, or gradients, in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
+
+from lohan_core.lane_model import Amounts, Phase, gradient_amounts, state_amounts, update_amounts, update_phase
+from lohan_core.plan import Tier, Workload
+from lohan_core.profile import Profile
+from lohan_planner_ilp.groups import Group, spread_evenly
+from lohan_planner_ilp.program import Linear, Program, total
+
+__all__ = ["GroupUpdates", "Updated", "all_wait", "declare_updates"]
+
+
+def all_wait(workload: Workload) -> bool:
+    """Whether every update waits, deferred or not: for the norm to clip by, or because the user asked for it."""
+    return update_phase(workload, deferred=False) is not Phase.BACKWARD
+
+
+@frozen
+class Updated:
+    """What a plan says about one block's update."""
+
+    states: Tier
+    gradients: Tier
+    deferred: bool
+
+
+@frozen(kw_only=True)
+class GroupUpdates:
+    """The variables of one group: see the legend of :mod:`lohan_planner_ilp.formulate`."""
+
+    group: Group
+    workload: Workload
+    deferred: Linear
+    host_states: Mapping[bool, Linear]
+    host_gradients: Linear
+
+    @property
+    def all_host_states(self) -> Linear:
+        """Blocks whose states live in host memory."""
+        return total(self.host_states.values())
+
+    @property
+    def ssd_gradients(self) -> Linear:
+        """Blocks whose gradients wait on the drives."""
+        waiting = self._blocks(deferred=True)
+        if all_wait(self.workload):
+            waiting += self._blocks(deferred=False)
+        return waiting - self.host_gradients
+
+    def _blocks(self, *, deferred: bool) -> Linear:
+        return self.deferred if deferred else Linear(constant=self.group.size) - self.deferred
+
+    def uses(self, profile: Profile) -> Iterator[tuple[Amounts, Linear]]:
+        """List what the lanes have to do for a block, and for how many blocks."""
+        first = self.group.blocks[0]
+        for deferred in (False, True):
+            blocks = self._blocks(deferred=deferred)
+            yield update_amounts(profile, self.workload, first, deferred=deferred), blocks
+            on_ssd = blocks - self.host_states[deferred]
+            yield state_amounts(profile, self.workload, first, deferred=deferred), on_ssd
+        # Where updates may be deferred, all that wait are.
+        yield gradient_amounts(profile, self.workload, first, deferred=self.workload.may_defer), self.ssd_gradients
+
+    def read(self, values: list[float]) -> list[Updated]:
+        """Spread a solution's counts evenly over the blocks."""
+
+        def count(expression: Linear) -> int:
+            return round(expression.value(values))
+
+        kinds = spread_evenly(
+            {
+                (tier, deferred): count(blocks)
+                for deferred, on_host in self.host_states.items()
+                for tier, blocks in (
+                    (Tier.HOST, on_host),
+                    (Tier.SSD, self._blocks(deferred=deferred) - on_host),
+                )
+            }
+        )
+        waiting = iter(spread_evenly({Tier.HOST: count(self.host_gradients), Tier.SSD: count(self.ssd_gradients)}))
+        waits = all_wait(self.workload)
+        return [
+            Updated(states, next(waiting) if waits or deferred else Tier.HOST, deferred) for states, deferred in kinds
+        ]
+
+
+def declare_updates(
+    program: Program, workload: Workload, group: Group, *, elements: int, states: frozenset[Tier], balances: bool
+) -> GroupUpdates:
+    """Add a group's variables to the program.
+
+    Args:
+        program: the program.
+        workload: what the step does.
+        group: the blocks.
+        elements: parameters of each of them.
+        states: where their states may live.
+        balances: whether updates that need not wait may be deferred.
+    """
+    everyone, waits = Linear(constant=group.size), all_wait(workload)
+    deferred = everyone if workload.may_defer and waits else Linear()
+    if workload.may_defer and not waits and balances and elements:
+        deferred = program.variable(group.size, whole=True)
+
+    def some(blocks: Linear) -> Linear:
+        part = program.variable(group.size, whole=True)
+        # [Constraint] Some of these blocks are no more than there are.
+        program.at_most(part, blocks)
+        return part
+
+    def on_host(blocks: Linear) -> Linear:
+        if states == {Tier.HOST} or blocks == Linear():
+            return blocks
+        return Linear() if states == {Tier.SSD} else some(blocks)
+
+    waiting = everyone if waits else deferred
+    return GroupUpdates(
+        group=group,
+        workload=workload,
+        deferred=deferred,
+        host_states={False: on_host(everyone - deferred), True: on_host(deferred)},
+        host_gradients=some(waiting) if elements and waiting != Linear() else waiting,
+    )

@@ -1,0 +1,69 @@
+"""What is given up, and in which order, when a plan does not fit."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve, field, frozen
+
+from lohan_core.errors import PlanError
+from lohan_core.interfaces.planner import Planner
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier
+from lohan_core.planning import plan_step
+from lohan_core.schedule.build import build_memory
+from lohan_core.testing.planner import PROBLEMS
+
+PROBLEM = PROBLEMS[2]
+PROFILE = PROBLEM.profile
+NONE_DURABLE = evolve(PROBLEM.workload, versions=1)
+PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
+IN_HOST_MEMORY = Plan(planner="one", blocks=tuple(BlockPlan(states=Tier.HOST) for _ in PROFILE.blocks))
+
+
+@frozen
+class OnePlan(Planner):
+    """Always makes the same plan, and remembers for which workloads."""
+
+    asked: list = field(factory=list)
+
+    def plan(self, profile, budget, workload):
+        del profile, budget
+        self.asked.append((workload.layer_slots, workload.gradient_slots, workload.host_extents))
+        return IN_HOST_MEMORY
+
+
+def taken(workload, tier):
+    return build_memory(IN_HOST_MEMORY, PROFILE, workload).bytes_on(tier)
+
+
+def test_states_in_host_memory_lose_their_extents_last_of_all():
+    planner = OnePlan()
+    plan, workload = plan_step(planner, PROFILE, evolve(PLENTY, ssd_bytes=0), NONE_DURABLE)
+    assert plan == IN_HOST_MEMORY
+    assert workload == evolve(NONE_DURABLE, host_extents=False)
+    assert planner.asked == [(3, 2, True), (2, 1, True), (1, 1, True), (3, 2, False)]
+    assert taken(workload, Tier.SSD) == 0
+    assert taken(NONE_DURABLE, Tier.SSD) > 0
+
+
+def test_they_keep_them_where_there_is_space():
+    budget = evolve(PLENTY, ssd_bytes=taken(NONE_DURABLE, Tier.SSD))
+    assert plan_step(OnePlan(), PROFILE, budget, NONE_DURABLE)[1] == NONE_DURABLE
+
+
+def test_what_must_survive_a_crash_keeps_them():
+    durable = evolve(NONE_DURABLE, versions=2)
+    with pytest.raises(PlanError, match="on ssd"):
+        plan_step(OnePlan(), PROFILE, evolve(PLENTY, ssd_bytes=0), durable)
+
+
+def test_both_may_be_given_up():
+    least = evolve(NONE_DURABLE, layer_slots=1, gradient_slots=1, host_extents=False)
+    budget = evolve(PLENTY, gpu_bytes=taken(least, Tier.GPU), ssd_bytes=0)
+    assert plan_step(OnePlan(), PROFILE, budget, NONE_DURABLE)[1] == least
+
+
+def test_where_nothing_fits_what_could_be_given_up_is_not_asked_for():
+    budget = evolve(PLENTY, host_bytes=0, ssd_bytes=0)
+    with pytest.raises(PlanError, match="on host") as refusal:
+        plan_step(OnePlan(), PROFILE, budget, NONE_DURABLE)
+    assert str(refusal.value).count("the plan needs") == 1, "it needs nothing on ssd"
