@@ -22,7 +22,7 @@ from attrs import asdict, field, frozen
 from attrs.validators import deep_iterable, ge, gt, min_len
 
 from lohan_core.bench.peaks import peak_host_bytes
-from lohan_core.bench.workloads import StepWorkload, make_batch, write_random_model
+from lohan_core.bench.workloads import StepWorkload, make_batch, model_config
 from lohan_core.errors import ConfigError, LohanError
 from lohan_core.registry import Registry, load_registry
 from lohan_core.units import Bytes, format_bytes
@@ -105,9 +105,11 @@ def _spread(peaks: list[int]) -> float:
 
 def _measure_apart(options: MemoryBenchOptions, layers: int, place: Path) -> MemoryBenchRow:
     import torch
+    from transformers import AutoModelForCausalLM
 
     # Written here, since what that takes is not the run's.
-    write_random_model(place / "model", _workload(options, layers), torch.device("cpu"))
+    config = model_config(_workload(options, layers))
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(place / "model")
     settings = {**asdict(options), "directory": str(place), "layers": [layers]}
     command = [sys.executable, "-m", "lohan_core.bench.memory", json.dumps(settings)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -162,6 +164,7 @@ def _workload(options: MemoryBenchOptions, layers: int) -> StepWorkload:
     return StepWorkload(
         name=f"{layers} layers",
         summary="a Llama of any depth",
+        architecture="llama",
         model={
             "hidden_size": options.hidden_size,
             "num_hidden_layers": layers,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GpuPeak", "peak_host_bytes"]
+__all__ = ["GpuPeak", "host_bytes", "peak_host_bytes"]
 
 
 def peak_host_bytes() -> int:
@@ -17,10 +17,19 @@ def peak_host_bytes() -> int:
 
     ``getrusage``'s ``ru_maxrss`` will not do: a process begins with its parent's, even after ``exec``.
     """
+    return _status_bytes("VmHWM")
+
+
+def host_bytes() -> int:
+    """Resident set of this program now: VmRSS of proc(5)."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
     status = Path("/proc/self/status").read_text()
-    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    match = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
     if match is None:
-        raise RuntimeError("/proc/self/status holds no VmHWM")
+        raise RuntimeError(f"/proc/self/status holds no {name}")
     return int(match[1]) * 1024
 
 

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import frozen
 
-from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch
+from lohan_core.bench.workloads import StepWorkload, make_batch
 from lohan_core.errors import LohanError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from lohan_core.data.batches import Batch
 
-__all__ = ["PlainProcess", "PlainStep", "PlainTrainer"]
+__all__ = ["PlainContender", "PlainOutOfMemoryError", "PlainProcess", "PlainStep", "PlainTrainer"]
 
 
 @frozen(kw_only=True)
@@ -41,20 +42,23 @@ class PlainStep:
 class PlainTrainer:
     """Holds a model and its states on one device and trains it."""
 
-    def __init__(self, *, model: Path, device: str, lr: float, max_grad_norm: float) -> None:
-        """Load the model directory; bf16."""
+    def __init__(self, *, model: Path, seed: int, device: str, lr: float, max_grad_norm: float) -> None:
+        """Make the model of a directory's config, with the random weights that LoHan's side has too; bf16."""
         import torch
         from torch.utils.checkpoint import checkpoint
         from transformers import AutoModelForCausalLM
 
-        from lohan_core.model.skeleton import find_layers
+        from lohan_core.model.skeleton import find_layers, read_config
 
         self._device = torch.device(device)
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(self._device).train()
+        with self._device:
+            self._model = AutoModelForCausalLM.from_config(read_config(model), dtype=torch.bfloat16).train()
         for layer in find_layers(self._model)[1]:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         self._weights: list[torch.Tensor] = list(self._model.parameters())
-        self._masters: list[torch.Tensor] = [torch.nn.Parameter(weight.detach().float()) for weight in self._weights]
+        self._masters: list[torch.Tensor] = _draw_masters(model, self._model, seed, self._device)
+        with torch.no_grad():
+            torch._foreach_copy_(self._weights, self._masters)
         self._optimizer = torch.optim.AdamW(self._masters, lr=lr, weight_decay=0.0, fused=True)
         self._max_grad_norm = max_grad_norm
 
@@ -102,6 +106,86 @@ class PlainTrainer:
             torch.cuda.synchronize(self._device)
 
 
+def _draw_masters(directory: Path, model: PreTrainedModel, seed: int, device: torch.device) -> list[torch.Tensor]:
+    """Draw the model's parameters, in fp32 and in its order, as a run with ``model.weights: random`` does."""
+    import torch
+
+    from lohan_core.model.cut import cut_model
+    from lohan_core.model.skeleton import build_skeleton, read_config
+    from lohan_core.weights import RandomWeights
+
+    skeleton = build_skeleton(read_config(directory), torch.bfloat16)
+    weights = RandomWeights(directory, skeleton, seed=seed, device=device)
+    masters = {}
+    for block in cut_model(skeleton).blocks:
+        flat = torch.empty(block.elements, device=device)
+        weights.read_block(block, flat)
+        for slot in block.slots:
+            masters[slot.name] = torch.nn.Parameter(flat[slot.offset : slot.stop].view(slot.shape).clone())
+    return [masters[name] for name, _ in model.named_parameters()]
+
+
+class PlainOutOfMemoryError(LohanError):
+    """The device has not enough memory for plain PyTorch."""
+
+
+class PlainContender:
+    """Plain PyTorch beside another, as long as it has memory.
+
+    Attributes:
+        steps: what it did; empty where it is absent.
+        absence: why it is, or None.
+    """
+
+    def __init__(self, process: PlainProcess | None, absence: str | None) -> None:
+        """Made by :meth:`start` and :meth:`absent`."""
+        self.steps: list[PlainStep] = []
+        self.absence = absence
+        self._process = process
+
+    @classmethod
+    def absent(cls, reason: str) -> PlainContender:
+        """Make one that does nothing."""
+        return cls(None, reason)
+
+    @classmethod
+    def start(cls, workload: StepWorkload, batch_size: int, **trainer_arguments: Any) -> PlainContender:
+        """Start it; what it takes is as for :class:`PlainProcess`.
+
+        Raises:
+            LohanError: it failed, for another reason than lack of memory.
+        """
+        try:
+            return cls(PlainProcess(workload, batch_size, **trainer_arguments), None)
+        except PlainOutOfMemoryError as error:
+            return cls.absent(str(error))
+
+    def step(self, number: int) -> None:
+        """Train on the batch of step ``number``, if it is there. Raises LohanError as :meth:`start`."""
+        if self._process is None:
+            return
+        try:
+            self.steps.append(self._process.step(number))
+        except PlainOutOfMemoryError as error:
+            self.close()
+            self.steps.clear()
+            self.absence = str(error)
+
+    def close(self) -> None:
+        """End its process. May be called twice."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class PlainProcess:
     """A :class:`PlainTrainer` in a process of its own, which idles while it is not asked for a step."""
 
@@ -109,11 +193,12 @@ class PlainProcess:
         """Start it; it makes the workload's batches itself. The rest is what :class:`PlainTrainer` takes.
 
         Raises:
-            LohanError: it could not be set up, for lack of memory for example.
+            PlainOutOfMemoryError: the device has not enough memory.
+            LohanError: it could not be set up for another reason.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, workload.name, batch_size, trainer_arguments)
+        arguments = (theirs, workload, batch_size, trainer_arguments)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -123,19 +208,16 @@ class PlainProcess:
         """Train on the batch of step ``number``.
 
         Raises:
-            LohanError: it failed.
+            PlainOutOfMemoryError: the device has not enough memory.
+            LohanError: it failed for another reason.
         """
         self._connection.send(number)
         step = self._receive()
         assert isinstance(step, PlainStep)  # noqa: S101 - the other end is below
         return step
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End it, once it is done with what it was asked for."""
         self._connection.close()
         self._process.join()
 
@@ -145,15 +227,28 @@ class PlainProcess:
         except EOFError:
             self._process.join()
             raise LohanError(f"plain PyTorch's process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, str):
+        if isinstance(answer, _Failure):
             self._process.join()
-            raise LohanError(f"plain PyTorch failed: {answer}")
+            if answer.out_of_memory:
+                raise PlainOutOfMemoryError(f"ran out of memory: {answer.text}")
+            raise LohanError(f"plain PyTorch failed: {answer.text}")
         return answer
 
 
-def _serve(connection: Connection[Any, Any], name: str, batch_size: int, trainer_arguments: Mapping[str, Any]) -> None:
-    """Answer each number with a step, or with the text of an error, until the other end closes."""
-    workload = find_workload(name)
+@frozen
+class _Failure:
+    """What the process sends instead of a step."""
+
+    text: str
+    out_of_memory: bool
+
+
+def _serve(
+    connection: Connection[Any, Any], workload: StepWorkload, batch_size: int, trainer_arguments: Mapping[str, Any]
+) -> None:
+    """Answer each number with a step, or with a failure, until the other end closes."""
+    import torch
+
     try:
         trainer = PlainTrainer(**trainer_arguments)
         connection.send(None)
@@ -162,4 +257,5 @@ def _serve(connection: Connection[Any, Any], name: str, batch_size: int, trainer
     except EOFError:
         return
     except Exception as error:  # noqa: BLE001 - told to whoever asked
-        connection.send(f"{type(error).__name__}: {error}")
+        line = str(error).partition("\n")[0]
+        connection.send(_Failure(f"{type(error).__name__}: {line}", isinstance(error, torch.OutOfMemoryError)))

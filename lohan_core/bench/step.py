@@ -11,23 +11,35 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
-from attrs.validators import ge
+from attrs import evolve, field, frozen
+from attrs.validators import ge, gt
 
-from lohan_core.bench.peaks import GpuPeak, peak_host_bytes
-from lohan_core.bench.plain import PlainProcess, PlainStep
-from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, write_random_model
+from lohan_core.backend import Kind
+from lohan_core.bench.drives import mixed_bytes_per_second
+from lohan_core.bench.peaks import GpuPeak, host_bytes, peak_host_bytes
+from lohan_core.bench.plain import PlainContender
+from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
+from lohan_core.bench.step_rows import (
+    DrivesFigures,
+    StepBench,
+    StepBenchRow,
+    busiest_resource,
+    busy_by_resource,
+    compare_plain,
+    render,
+)
+from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
+from lohan_core.compare.scratch import scratch_folder
 from lohan_core.errors import ConfigError
+from lohan_core.memory import pinned_bytes
 from lohan_core.registry import Registry, load_registry
-from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +50,16 @@ if TYPE_CHECKING:
 __all__ = ["StepBench", "StepBenchOptions", "StepBenchRow", "render", "run"]
 
 _OPTIMIZER = {"lr": 1e-5, "max_grad_norm": 1.0}
+_SEED = 0
 _NEVER = 1_000_000_000
+_LEFT_OUT = "left out"
+
+_OURS: Mapping[str, frozenset[str] | None] = {
+    "model": frozenset({"path", "weights"}),
+    "data": None,
+    "run": frozenset({"dir", "device", "batch_size", "micro_batch_size", "seed", "steps"}),
+}
+"""Keys of a run's config that this command itself decides about; None: the whole section."""
 
 
 @frozen(kw_only=True)
@@ -47,12 +68,13 @@ class StepBenchOptions:
 
     Attributes:
         workload: one of :data:`lohan_core.bench.workloads.WORKLOADS`.
-        directory: on the drive to use; the model and the store are kept in a temporary directory in it, and removed.
+        directory: on the drive to use; the store is kept in a temporary directory in it, and removed.
         batch_sizes: rows a step; by default the workload's.
         steps: steps counted.
         warm_up: steps before them.
         device: as in a run's config.
-        plain: whether to measure plain PyTorch too, which needs the whole training state in the device's memory.
+        plain: whether to measure plain PyTorch too, where the device has memory for the whole training state.
+        drives_seconds: for how long the drives are measured alone, after the steps of a row that uses them.
         settings: sections of a run's config that add to the workload's, or replace them.
     """
 
@@ -63,62 +85,15 @@ class StepBenchOptions:
     warm_up: int = field(default=2, validator=ge(0))
     device: str = "auto"
     plain: bool = True
+    drives_seconds: float = field(default=4.0, validator=gt(0.0))
     settings: Mapping[str, Mapping[str, Any]] = field(factory=dict)
-
-
-@frozen(kw_only=True)
-class StepBenchRow:
-    """One batch size. Single figures are medians over the steps; those of plain PyTorch are None where it is left out.
-
-    ``busy_seconds`` is each lane's, by name; ``predicted_*`` are the simulation's of the same schedule.
-    ``planned_*_bytes`` are what the plan reckons with, ``step_gpu_bytes`` what was allocated on the GPU at most during
-    the steps. ``peak_gpu_bytes`` is what torch's allocator took from the device at most, profiling included, and
-    ``peak_host_bytes`` the process's resident memory at most so far, pinned pages and start-up included.
-    """
-
-    batch_size: int
-    planner: str
-    step_seconds: tuple[float, ...]
-    seconds: float
-    tokens_per_second: float
-    busy_seconds: Mapping[str, float]
-    predicted_seconds: float
-    predicted_busy_seconds: Mapping[str, float]
-    losses: tuple[float, ...]
-    storage_read_bytes: int
-    storage_write_bytes: int
-    planned_gpu_bytes: int
-    step_gpu_bytes: int
-    peak_gpu_bytes: int
-    planned_host_bytes: int
-    peak_host_bytes: int
-    plain_step_seconds: tuple[float, ...]
-    plain_tokens_per_second: float | None
-    plain_losses: tuple[float, ...]
-    plain_peak_gpu_bytes: int | None
-    ratio_to_plain: float | None
-
-
-@frozen(kw_only=True)
-class StepBench:
-    """What was measured, and on what."""
-
-    workload: str
-    parameters: int
-    sequence_length: int
-    settings: Mapping[str, Any]
-    device: str
-    cores: int
-    torch: str
-    rows: tuple[StepBenchRow, ...]
 
 
 def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBench:
     """Measure a workload with the backends that ``registry`` (default: what is installed) offers.
 
     Raises:
-        LohanError: an unknown workload, a setting that cannot be, a plan that does not fit, a drive that failed, or
-            plain PyTorch out of memory.
+        LohanError: an unknown workload, a setting that cannot be, a plan that does not fit, or a drive that failed.
     """
     import torch
 
@@ -132,8 +107,8 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
     except OSError as error:
         raise ConfigError(f"{options.directory}: cannot be written: {error.strerror}") from error
     with place as temporary:
-        bench = _Bench(workload, options, sections, device, Path(temporary), registry or load_registry())
-        parameters = write_random_model(bench.model, workload, device)
+        parameters = write_model_directory(Path(temporary) / "model", workload)
+        bench = _Bench(workload, parameters, options, sections, device, Path(temporary), registry or load_registry())
         rows = tuple(bench.measure(batch_size) for batch_size in options.batch_sizes or workload.batch_sizes)
     return StepBench(
         workload=workload.name,
@@ -148,9 +123,21 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
 
 
 def _sections(workload: StepWorkload, options: StepBenchOptions) -> dict[str, dict[str, Any]]:
-    """Lay the sections of the run's config over each other: every workload's, this one's, the caller's."""
+    """Lay the sections of the run's config over each other: every workload's, this one's, the caller's.
+
+    Raises:
+        ConfigError: the caller sets what the command itself decides about, or a section that is none.
+    """
+    for name, section in options.settings.items():
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"--set {name}: wants a key of this section, as in --set {name}.key=value")
+        decided = _OURS.get(name, frozenset())
+        for key in section:
+            if decided is None or key in decided:
+                raise ConfigError(f"--set {name}.{key}: is decided by the workload and by this command's other options")
     sections: dict[str, dict[str, Any]] = {
-        "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER},
+        "model": {"weights": "random"},
+        "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER, "seed": _SEED},
         "optimizer": _OPTIMIZER,
     }
     for layer in (workload.settings, options.settings):
@@ -164,6 +151,7 @@ class _Bench:
     """One workload being measured."""
 
     workload: StepWorkload
+    parameters: int
     options: StepBenchOptions
     sections: Mapping[str, Mapping[str, Any]]
     device: torch.device
@@ -176,42 +164,86 @@ class _Bench:
         return self.place / "model"
 
     def measure(self, batch_size: int) -> StepBenchRow:
-        """Let the two sides take turns. The store goes when they are done: the next batch size begins anew."""
-        from lohan_core.engine.assemble import open_engine
-
+        """Let the two sides take turns, then the drives alone. The store goes: the next batch size begins anew."""
         config = self._config(batch_size)
+        with scratch_folder(config, self.registry) as folder:
+            row, moved = self._race(evolve(config, run=evolve(config.run, dir=folder / "run")))
+        return evolve(row, drives=self._measure_drives(config, row.seconds, *moved)) if any(moved) else row
+
+    def _race(self, config: Config) -> tuple[StepBenchRow, tuple[int, int]]:
+        """Take the steps; returns the row without the drives', and the bytes that a step read and wrote there."""
+        from lohan_core.engine.assemble import open_engine
+        from lohan_core.engine.measure import free_device_bytes
+
+        batch_size = config.run.batch_size
+        start_host_bytes, free_bytes = host_bytes(), free_device_bytes(self.device)
         ours: list[StepResult] = []
-        theirs: list[PlainStep] = []
         with ExitStack() as stack:
-            stack.callback(shutil.rmtree, config.run.dir, ignore_errors=True)
             memory = GpuPeak(self.device)
             sample = make_batch(self.workload, batch_size, 0)
             engine = stack.enter_context(open_engine(config, sample, registry=self.registry))
-            plain = stack.enter_context(self._start_plain(batch_size)) if self.options.plain else None
+            plain = stack.enter_context(self._open_plain(engine, batch_size, free_bytes))
             memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=_OPTIMIZER["lr"]))
-                if plain is not None:
-                    theirs.append(plain.step(number))
-            return self._summarise(engine, batch_size, ours, theirs, memory)
+                plain.step(number)
+            row = self._summarise(engine, ours, plain, memory, start_host_bytes)
+        return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
 
-    def _start_plain(self, batch_size: int) -> PlainProcess:
-        return PlainProcess(self.workload, batch_size, model=self.model, device=str(self.device), **_OPTIMIZER)
+    def _open_plain(self, engine: Engine, batch_size: int, free_bytes: int) -> PlainContender:
+        """Start plain PyTorch if ``free_bytes``, of the device before the engine was opened, are enough for both."""
+        from lohan_core.plan import Tier
+
+        tiers = (Tier.GPU,) if self.device.type == "cuda" else (Tier.GPU, Tier.HOST)
+        left_bytes = free_bytes - sum(engine.schedule.bytes_on(tier) for tier in tiers)
+        needed_bytes = plain_bytes(self.parameters, model_config(self.workload), self.workload, batch_size)
+        reason = why_plain_does_not_fit(needed_bytes, left_bytes) if self.options.plain else _LEFT_OUT
+        if reason is not None:
+            return PlainContender.absent(reason)
+        trainer = {"model": self.model, "seed": _SEED, "device": str(self.device), **_OPTIMIZER}
+        return PlainContender.start(self.workload, batch_size, **trainer)
+
+    def _measure_drives(self, config: Config, step_seconds: float, read_bytes: int, write_bytes: int) -> DrivesFigures:
+        """Give the drives a step's mix of reads and writes, through a storage of the same settings."""
+        storage = self.registry.open_backend(
+            Kind.STORAGE,
+            config.storage.name,
+            config.storage.settings,
+            namespace="bench",
+            default_directory=self.place / "drives",
+        )
+        with closing(storage):
+            own_bytes_per_second = mixed_bytes_per_second(
+                storage,
+                read_bytes=read_bytes,
+                write_bytes=write_bytes,
+                request_bytes=config.memory.chunk,
+                seconds=self.options.drives_seconds,
+            )
+        bytes_per_second = (read_bytes + write_bytes) / step_seconds
+        return DrivesFigures(
+            read_bytes=read_bytes,
+            write_bytes=write_bytes,
+            bytes_per_parameter=(read_bytes + write_bytes) / self.parameters,
+            bytes_per_second=bytes_per_second,
+            own_bytes_per_second=own_bytes_per_second,
+            ratio=bytes_per_second / own_bytes_per_second,
+        )
 
     def _config(self, batch_size: int) -> Config:
         from lohan_core.config.load import config_from_mapping
 
         values = {
             **self.sections,
-            "model": {"path": str(self.model)},
+            "model": {**self.sections["model"], "path": str(self.model)},
             # The tokens are made here: no file of them is read.
             "data": {"train": str(self.place / "none"), "sequence_length": self.workload.sequence_length},
             "run": {
                 **self.sections["run"],
-                "dir": str(self.place / "run"),
+                "dir": str(self.place),
                 "device": self.options.device,
                 "batch_size": batch_size,
-                "micro_batch_size": self.workload.micro_batch_size,
+                "micro_batch_size": self.workload.rows_at_once(batch_size),
             },
         }
         return config_from_mapping(values, self.registry)
@@ -219,78 +251,45 @@ class _Bench:
     def _summarise(
         self,
         engine: Engine,
-        batch_size: int,
         ours: Sequence[StepResult],
-        theirs: Sequence[PlainStep],
+        plain: PlainContender,
         memory: GpuPeak,
+        start_host_bytes: int,
     ) -> StepBenchRow:
         from lohan_core.plan import Tier
         from lohan_core.schedule.simulate import simulate
-        from lohan_core.schedule.task import Lane
 
-        counted, plain = ours[self.options.warm_up :], theirs[self.options.warm_up :]
-        busy = [result.timeline.busy_seconds() for result in counted]
+        counted = ours[self.options.warm_up :]
+        each = [busy_by_resource(result.timeline) for result in counted]
+        busy = {name: median(step[name] for step in each) for name in each[0]}
+        busiest = busiest_resource(busy)
         predicted = simulate(engine.schedule, engine.profile.machine)
-        tokens = batch_size * self.workload.sequence_length
         seconds = median(result.seconds for result in counted)
-        plain_seconds = median(step.seconds for step in plain) if plain else None
+        batch_size = engine.workload.micro_batches * engine.profile.micro_batch_size
+        tokens = batch_size * self.workload.sequence_length
+        planned = {tier: engine.schedule.bytes_on(tier) for tier in Tier}
         return StepBenchRow(
             batch_size=batch_size,
-            planner=engine.plan.planner,
+            plan=engine.description[-1],
             step_seconds=tuple(result.seconds for result in counted),
             seconds=seconds,
             tokens_per_second=tokens / seconds,
-            busy_seconds={lane.value: median(each[lane] for each in busy) for lane in Lane},
+            busy_seconds=busy,
+            busiest=busiest,
+            step_per_busiest=seconds / busy[busiest],
             predicted_seconds=predicted.seconds,
-            predicted_busy_seconds={lane.value: busy for lane, busy in predicted.busy_seconds().items()},
+            predicted_busy_seconds=busy_by_resource(predicted),
+            departure=seconds / predicted.seconds - 1.0,
             losses=tuple(result.loss for result in ours),
-            storage_read_bytes=counted[-1].storage_read_bytes,
-            storage_write_bytes=counted[-1].storage_write_bytes,
-            planned_gpu_bytes=engine.schedule.bytes_on(Tier.GPU),
+            planned_gpu_bytes=planned[Tier.GPU],
             step_gpu_bytes=memory.allocated_bytes(),
             peak_gpu_bytes=memory.reserved_bytes(),
-            planned_host_bytes=engine.schedule.bytes_on(Tier.HOST),
+            planned_host_bytes=planned[Tier.HOST],
+            pinned_bytes=pinned_bytes(),
+            start_host_bytes=start_host_bytes,
             peak_host_bytes=peak_host_bytes(),
-            plain_step_seconds=tuple(step.seconds for step in plain),
-            plain_tokens_per_second=tokens / plain_seconds if plain_seconds else None,
-            plain_losses=tuple(step.loss for step in theirs),
-            plain_peak_gpu_bytes=plain[-1].peak_gpu_bytes if plain else None,
-            ratio_to_plain=median(b.seconds / a.seconds for a, b in zip(counted, plain, strict=True))
-            if plain
-            else None,
+            planned_ssd_bytes=planned[Tier.SSD],
+            drives=None,
+            plain=compare_plain(ours, plain.steps, self.options.warm_up, tokens) if plain.steps else None,
+            without_plain=plain.absence,
         )
-
-
-def render(result: StepBench) -> str:
-    """Lay the result out for people."""
-    head = f"{result.workload}: {result.parameters / 1e9:.3g} B parameters, {result.sequence_length} tokens a row"
-    columns = ("batch", "tokens/s", "plain", "ratio", "seconds", "predicted", "GPU", "plain GPU", "host")
-    lines = [
-        f"{head}; {result.device}, {result.cores} cores, torch {result.torch}",
-        "".join(f"{name:>11}" for name in columns),
-    ]
-    for row in result.rows:
-        cells = (
-            str(row.batch_size),
-            f"{row.tokens_per_second:.0f}",
-            _figure(row.plain_tokens_per_second, 0),
-            _figure(row.ratio_to_plain, 3),
-            f"{row.seconds:.3f}",
-            f"{row.predicted_seconds:.3f}",
-            format_bytes(row.peak_gpu_bytes),
-            "-" if row.plain_peak_gpu_bytes is None else format_bytes(row.plain_peak_gpu_bytes),
-            format_bytes(row.peak_host_bytes),
-        )
-        lines.append("".join(f"{cell:>11}" for cell in cells))
-        lanes = ", ".join(
-            f"{lane} {seconds:.3f} ({row.predicted_busy_seconds[lane]:.3f})"
-            for lane, seconds in row.busy_seconds.items()
-        )
-        lines.append(f"{'':11}{row.planner}; seconds busy (predicted): {lanes}")
-        plain = f", plain {row.plain_losses[-1]:.6f}" if row.plain_losses else ""
-        lines.append(f"{'':11}loss of step {len(row.losses)}: {row.losses[-1]:.6f}{plain}")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

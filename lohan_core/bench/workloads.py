@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,13 @@ from lohan_core.errors import ConfigError
 from lohan_core.suggest import choose_one_of
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedConfig
 
     from lohan_core.data.batches import Batch
 
-__all__ = ["WORKLOADS", "StepWorkload", "find_workload", "make_batch", "write_random_model"]
+__all__ = ["WORKLOADS", "StepWorkload", "find_workload", "make_batch", "model_config", "write_model_directory"]
 
-_SHARD_BYTES = 1 << 30
+Settings = Mapping[str, Mapping[str, Any]]
 
 
 @frozen(kw_only=True)
@@ -29,32 +28,91 @@ class StepWorkload:
     Attributes:
         name: what a command calls it.
         summary: one line for people.
-        model: the keys of a Llama's config.
+        architecture: a ``model_type`` of transformers.
+        model: keys of that architecture's config.
         sequence_length: tokens a row.
-        micro_batch_size: rows that pass through a block at once.
+        micro_batch_size: rows that pass through a block at once, where a step has so many.
         batch_sizes: rows a step; each is measured.
         settings: sections of the run's config, beside those that every workload shares.
     """
 
     name: str
     summary: str
+    architecture: str
     model: Mapping[str, Any]
     sequence_length: int
     micro_batch_size: int
     batch_sizes: tuple[int, ...]
-    settings: Mapping[str, Mapping[str, Any]]
+    settings: Settings
+
+    def rows_at_once(self, batch_size: int) -> int:
+        """Return the micro-batch size of a step of ``batch_size`` rows.
+
+        Raises:
+            ConfigError: the one does not divide the other.
+        """
+        rows = min(self.micro_batch_size, batch_size)
+        if rows < 1 or batch_size % rows:
+            raise ConfigError(
+                f"batch size {batch_size}: workload {self.name!r} takes multiples of {self.micro_batch_size}, or fewer"
+            )
+        return rows
 
 
-_2B = {
-    "hidden_size": 3072,
-    "num_hidden_layers": 20,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "intermediate_size": 8192,
-    "vocab_size": 32000,
-    "max_position_embeddings": 1024,
+def _deep(layers: int) -> Mapping[str, Any]:
+    """Return a Llama of hidden size 3072 and any depth."""
+    return {
+        "hidden_size": 3072,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 32000,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    }
+
+
+_SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "max_position_embeddings": 64,
     "tie_word_embeddings": False,
 }
+
+_LLAMA_3_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "tie_word_embeddings": False,
+}
+
+_GPT_12B = {
+    "n_embd": 5120,
+    "n_layer": 36,
+    "n_head": 40,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    # Off, as fine-tuning has it; and the others have none.
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+
+# Of 128 GiB of host memory; the rest is for what no plan counts: Python, torch, CUDA, the machine's own.
+_MEMORY = {"gpu": "24GiB", "host": "120GiB"}
+# Space on the drives is for nothing but saving states there: that would take longer than all steps.
+_IN_HOST_MEMORY: Settings = {"memory": {**_MEMORY, "ssd": "1GiB"}, "planner": {"states": "host"}}
+_CHUNKED = {"loss": "chunked"}
 
 WORKLOADS: Mapping[str, StepWorkload] = {
     workload.name: workload
@@ -62,41 +120,82 @@ WORKLOADS: Mapping[str, StepWorkload] = {
         StepWorkload(
             name="smoke",
             summary="a Llama of 0.2 M parameters: shows in seconds that everything runs, and nothing about speed",
-            model={
-                "hidden_size": 64,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "intermediate_size": 128,
-                "vocab_size": 512,
-                "max_position_embeddings": 64,
-                "tie_word_embeddings": False,
-            },
+            architecture="llama",
+            model=_SMALL,
             sequence_length=64,
             micro_batch_size=2,
             batch_sizes=(2, 4),
-            settings={"planner": {"backend": "keep_nothing", "states": "host"}},
+            settings={"planner": {"states": "host"}},
+        ),
+        StepWorkload(
+            name="smoke-ssd",
+            summary="the same with states on drives",
+            architecture="llama",
+            model=_SMALL,
+            sequence_length=64,
+            micro_batch_size=2,
+            batch_sizes=(2,),
+            settings={"planner": {"states": "ssd"}},
         ),
         StepWorkload(
             name="host-2b",
-            summary="a Llama of 2.21 B parameters, states in host memory, 24 GiB of GPU memory",
-            model=_2B,
+            summary="a Llama of 2.21 B parameters, states in host memory",
+            architecture="llama",
+            model=_deep(20),
             sequence_length=1024,
-            micro_batch_size=8,
+            micro_batch_size=16,
             batch_sizes=(8, 32, 128),
-            settings={"memory": {"gpu": "24GiB"}, "planner": {"backend": "keep_nothing", "states": "host"}},
+            settings=_IN_HOST_MEMORY,
         ),
         StepWorkload(
             name="ssd-2b",
-            summary="a Llama of 2.21 B parameters, states on drives, 24 GiB of GPU memory and 16 GiB of host memory",
-            model=_2B,
+            summary="a Llama of 2.21 B parameters, states on drives, with 16 GiB of host memory",
+            architecture="llama",
+            model=_deep(20),
+            sequence_length=1024,
+            micro_batch_size=16,
+            batch_sizes=(8, 32),
+            settings={"memory": {**_MEMORY, "host": "16GiB"}, "planner": {"states": "ssd"}},
+        ),
+        StepWorkload(
+            name="host-4b",
+            summary="a Llama of 4.22 B parameters, states in host memory",
+            architecture="llama",
+            model=_deep(40),
+            sequence_length=1024,
+            micro_batch_size=16,
+            batch_sizes=(16, 64),
+            settings=_IN_HOST_MEMORY,
+        ),
+        StepWorkload(
+            name="tier-8b",
+            summary="the shape of Llama 3 8B, states in host memory as far as they fit, the rest on drives",
+            architecture="llama",
+            model=_LLAMA_3_8B,
             sequence_length=1024,
             micro_batch_size=8,
-            batch_sizes=(8, 32),
-            settings={
-                "memory": {"gpu": "24GiB", "host": "16GiB"},
-                "planner": {"backend": "keep_nothing", "states": "ssd"},
-            },
+            batch_sizes=(16, 64),
+            settings={"model": _CHUNKED, "memory": _MEMORY},
+        ),
+        StepWorkload(
+            name="tier-12b",
+            summary="a GPT of 11.6 B parameters, states in host memory and on 60 GB of drives",
+            architecture="gpt2",
+            model=_GPT_12B,
+            sequence_length=1024,
+            micro_batch_size=8,
+            batch_sizes=(32,),
+            settings={"model": _CHUNKED, "memory": {**_MEMORY, "ssd": "60GB"}},
+        ),
+        StepWorkload(
+            name="long-8b",
+            summary="the shape of Llama 3 8B, one row of 32768 tokens, states in host memory",
+            architecture="llama",
+            model=_LLAMA_3_8B,
+            sequence_length=32768,
+            micro_batch_size=1,
+            batch_sizes=(1,),
+            settings={"model": _CHUNKED, "memory": _MEMORY},
         ),
     )
 }
@@ -113,19 +212,43 @@ def find_workload(name: str) -> StepWorkload:
     return WORKLOADS[name]
 
 
+def model_config(workload: StepWorkload) -> PreTrainedConfig:
+    """Make the config of the workload's model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(workload.architecture, **workload.model)
+
+
+def write_model_directory(directory: Path, workload: StepWorkload) -> int:
+    """Write a model directory without weights, which are drawn: see :class:`lohan_core.weights.RandomWeights`.
+
+    Args:
+        directory: made here.
+        workload: says what the model is.
+
+    Returns:
+        The number of parameters.
+    """
+    import torch
+
+    from lohan_core.model.skeleton import build_skeleton
+
+    config = model_config(workload)
+    config.save_pretrained(directory)
+    return sum(parameter.numel() for parameter in build_skeleton(config, torch.bfloat16).parameters())
+
+
 def make_batch(workload: StepWorkload, batch_size: int, step: int) -> Batch:
     """Return the tokens of one step, uniformly random: the same for the same arguments, in every process.
 
     Raises:
-        ConfigError: ``batch_size`` is not a multiple of the workload's micro-batch size.
+        ConfigError: the workload's micro-batch size does not divide ``batch_size``.
     """
     import torch
 
     from lohan_core.data.batches import Batch
 
-    rows, length = workload.micro_batch_size, workload.sequence_length
-    if batch_size < 1 or batch_size % rows:
-        raise ConfigError(f"batch size {batch_size}: workload {workload.name!r} takes multiples of {rows}")
+    rows, length = workload.rows_at_once(batch_size), workload.sequence_length
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, workload.model["vocab_size"], (batch_size, length), generator=generator)
     parts = torch.split(tokens, rows)
@@ -134,58 +257,3 @@ def make_batch(workload: StepWorkload, batch_size: int, step: int) -> Batch:
         tokens=tokens.numel(),
         loss_tokens=(rows * (length - 1),) * len(parts),
     )
-
-
-def write_random_model(directory: Path, workload: StepWorkload, device: torch.device) -> int:
-    """Write a model directory with random bf16 weights, never holding more than a shard of it.
-
-    Args:
-        directory: made here.
-        workload: its model's shape.
-        device: draws the numbers; the same ones each time on the same device.
-
-    Returns:
-        The number of parameters.
-    """
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    from lohan_core.model.skeleton import build_skeleton
-    from lohan_core.weights.files import INDEX
-
-    config = LlamaConfig(**workload.model)
-    config.save_pretrained(directory)
-    parameters = dict(build_skeleton(config, torch.bfloat16).named_parameters())
-    generator = torch.Generator(device=device).manual_seed(0)
-    weight_map = {}
-    for number, shard in enumerate(_shards(parameters)):
-        file_name = f"model-{number:05}.safetensors"
-        save_file({name: _draw(parameters[name], generator).cpu() for name in shard}, directory / file_name)
-        weight_map.update(dict.fromkeys(shard, file_name))
-    total_bytes = sum(parameter.nbytes for parameter in parameters.values())
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index))
-    return sum(parameter.numel() for parameter in parameters.values())
-
-
-def _shards(parameters: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
-    shard: list[str] = []
-    size_bytes = 0
-    for name, parameter in parameters.items():
-        if shard and size_bytes + parameter.nbytes > _SHARD_BYTES:
-            yield shard
-            shard, size_bytes = [], 0
-        shard.append(name)
-        size_bytes += parameter.nbytes
-    yield shard
-
-
-def _draw(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw a matrix as Llama's own initialisation does; the vectors are norms, which begin as ones."""
-    import torch
-
-    if parameter.dim() == 1:
-        return torch.ones(parameter.shape, dtype=parameter.dtype)
-    values = torch.randn(parameter.shape, dtype=torch.float32, device=generator.device, generator=generator)
-    return values.mul_(0.02).to(parameter.dtype)

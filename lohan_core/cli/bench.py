@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 import attrs
 import typer
 
+from lohan_core.bench.workloads import WORKLOADS
+
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure a shipped backend beside its yardstick.", no_args_is_help=True, rich_markup_mode=None)
@@ -70,13 +72,13 @@ def adam(
 @bench.command()
 def step(
     *,
-    workload: Annotated[str, typer.Argument(help="smoke, host-2b or ssd-2b.")],
-    directory: Annotated[Path, typer.Option(help="Where model and store are kept, and removed.")] = Path(),
+    workload: Annotated[str, typer.Argument(help=f"One of: {', '.join(WORKLOADS)}.")],
+    directory: Annotated[Path, typer.Option(help="Where the store is kept, and removed.")] = Path(),
     batch: Annotated[list[int] | None, typer.Option(help="Rows a step; may be repeated.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps counted; medians are reported.")] = None,
     warm_up: Annotated[int | None, typer.Option(help="Steps before them.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    plain: Annotated[bool, typer.Option(help="Whether to measure plain PyTorch too.")] = True,
+    plain: Annotated[bool, typer.Option(help="Whether to measure plain PyTorch too, where it fits.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the run's config.")] = None,
     as_json: Json = False,
 ) -> None:
