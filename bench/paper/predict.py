@@ -1,7 +1,7 @@
 """Predict what the Ratel paper measured, from the shipped hardware files alone: ``python bench/paper/predict.py``.
 
 Prints Markdown: published beside predicted, with the error of every row, and what LoHan's own schedule would make of
-the same machine. How each system is modelled is said in ``systems.py``.
+the same machine. How each system is modelled is said in ``systems.py`` and ``zero.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from attrs import frozen
 from published import LARGEST, MODEL, PEAK_TFLOPS, SEQUENCE_LENGTH, Row, artifact_tflops, rows
-from systems import ADAM, CHUNK_ELEMENTS, SYSTEMS, Setting, lohan_seconds, outline_of, shape_of
+from systems import (
+    ADAM,
+    CHUNK_ELEMENTS,
+    SYSTEMS,
+    ZERO_SYSTEMS,
+    Setting,
+    lohan_seconds,
+    outline_of,
+    shape_of,
+    zero_system_seconds,
+)
 from transformers.utils import logging as transformers_logging
+from zero import PUBLISHED_PAGEABLE, PageableRates
 
 from lohan_core.errors import PlanError
 from lohan_core.forecast import Case, largest_that_fits
@@ -23,6 +34,7 @@ from lohan_core.registry import Registry, load_registry
 from lohan_core.units import Bytes
 
 MACHINE = "rtx-4090"
+PAGEABLE_FACTORS = (0.5, 1, 2)
 
 
 @frozen
@@ -46,15 +58,21 @@ def main() -> None:
     registry, machine = load_registry(), find_hardware(MACHINE)
     predictions = [predict(registry, machine, row) for row in rows()]
     print("\n".join(render_rows(predictions)))
+    print("\n".join(render_pageable(predictions, registry, machine)))
     print("\n".join(render_headlines(predictions, registry, machine)))
     print("\n".join(render_largest(registry, machine)))
 
 
 def predict(registry: Registry, machine: Hardware, row: Row) -> Prediction:
     """Predict one row."""
-    setting = setting_of(registry, with_overrides(machine, drives=row.drives), shape_of(MODEL), row.batch_size)
+    setting = setting_of_row(registry, machine, row)
     tokens = row.batch_size * SEQUENCE_LENGTH
     return Prediction(row, tokens / SYSTEMS[row.system](setting), tokens / lohan_seconds(setting))
+
+
+def setting_of_row(registry: Registry, machine: Hardware, row: Row) -> Setting:
+    """Describe the step that a row measured."""
+    return setting_of(registry, with_overrides(machine, drives=row.drives), shape_of(MODEL), row.batch_size)
 
 
 def setting_of(registry: Registry, machine: Hardware, shape: Shape, batch_size: int) -> Setting:
@@ -76,11 +94,41 @@ def render_rows(predictions: Sequence[Prediction]) -> Iterator[str]:
     yield "| rows | mean absolute error | greatest | above 20 % |"
     yield "| --- | --- | --- | --- |"
     for system in (*SYSTEMS, None):
-        errors = [abs(p.error) for p in predictions if system in {None, p.row.system}]
-        above = sum(error > 0.2 for error in errors)
-        mean = sum(errors) / len(errors)
-        yield f"| {len(errors)} {system or 'in all'} | {mean:.1%} | {max(errors):.1%} | {above} |"
+        errors = [p.error for p in predictions if system in {None, p.row.system}]
+        yield f"| {len(errors)} {system or 'in all'} | {' | '.join(_summary(errors))} |"
     yield ""
+
+
+def render_pageable(predictions: Sequence[Prediction], registry: Registry, machine: Hardware) -> Iterator[str]:
+    """Lay out how far off the rows would be if copies to and from pageable memory were slower than PCIe."""
+    rates = [PUBLISHED_PAGEABLE.times(factor) for factor in PAGEABLE_FACTORS]
+    columns = [[p.error for p in predictions]]
+    columns += [[_error_at(p, rate, registry, machine) for p in predictions] for rate in rates]
+    names = [f"{rate.down_bytes_per_second / 1e9:g} and {rate.up_bytes_per_second / 1e9:g}" for rate in rates]
+    yield "| pageable copies, GB/s down and up | as PCIe | " + " | ".join(names) + " |"
+    yield "| --- |" + " --- |" * len(columns)
+    for index, p in enumerate(predictions):
+        if p.row.system in ZERO_SYSTEMS:
+            errors = " | ".join(f"{column[index]:+.1%}" for column in columns)
+            yield f"| {p.row.system}, batch {p.row.batch_size} | {errors} |"
+    summaries = zip(*map(_summary, columns), strict=True)
+    for name, values in zip(("mean absolute error of all rows", "greatest", "above 20 %"), summaries, strict=True):
+        yield f"| {name} | " + " | ".join(values) + " |"
+    yield ""
+
+
+def _error_at(prediction: Prediction, rates: PageableRates, registry: Registry, machine: Hardware) -> float:
+    row = prediction.row
+    if row.system not in ZERO_SYSTEMS:
+        return prediction.error
+    seconds = zero_system_seconds(ZERO_SYSTEMS[row.system], setting_of_row(registry, machine, row), rates)
+    return row.batch_size * SEQUENCE_LENGTH / seconds / row.tokens_per_second - 1
+
+
+def _summary(errors: Sequence[float]) -> tuple[str, str, str]:
+    """Mean of the sizes, the greatest, and how many are above 20 %."""
+    sizes = [abs(error) for error in errors]
+    return f"{sum(sizes) / len(sizes):.1%}", f"{max(sizes):.1%}", str(sum(size > 0.2 for size in sizes))
 
 
 def render_headlines(predictions: Sequence[Prediction], registry: Registry, machine: Hardware) -> Iterator[str]:

@@ -2,14 +2,11 @@
 
 What is assumed of them, beside the machine's hardware file:
 
-- All three update in three passes over main memory, not in one: gradients to fp32, Adam, weights back to 16 bit.
 - Ratel keeps all states on the drives, chooses activations by its Algorithm 1 (``greedy`` with the paper's model and
   ranking), and updates each tensor as soon as its gradient is there: read, update, write, one after the other. (The
-  paper describes an overlapped update too; the published code reads nothing before it is needed.)
-- The ZeRO systems recompute everything but the inputs of blocks, keep a gradient in fp32 beside the states (16 bytes
-  per parameter: ZeRO-Infinity, arXiv 2104.07857, section 3), update when backward is through, and wait for each
-  transfer where it is needed (DeepSpeed issue 1130: copies that block; its pipelined swapping is off by default): their
-  step is the sum of its tasks. ZeRO-Infinity keeps states on the drives, ZeRO-Offload in main memory.
+  paper describes an overlapped update too; the published code reads nothing before it is needed.) It updates in three
+  passes over main memory, not in one: gradients to fp32, Adam, weights back to 16 bit.
+- The ZeRO systems: see ``zero.py``.
 
 The model is cut into micro-batches of eight rows for Ratel and LoHan: what its blocks take beside weights fits a 24 GB
 GPU then, and by the rates alone larger ones are no faster. The ZeRO systems take the batch whole.
@@ -18,18 +15,19 @@ GPU then, and by the rates alone larger ones are no faster. The ZeRO systems tak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 from attrs import evolve, frozen
+from passes import RATEL_BYTES
 from transformers import GPT2Config
+from zero import ZERO_INFINITY, ZERO_OFFLOAD, ZERO_STATES, PageableRates, ZeroSystem, zero_seconds
 
 from lohan_core.backend import Kind
 from lohan_core.engine.derive import Outline
 from lohan_core.forecast.family import SHAPES, Shape
 from lohan_core.hardware import Hardware
 from lohan_core.interfaces.planner import Planner
-from lohan_core.lane_model import lane_busy_seconds
 from lohan_core.plan import Budget, Plan, Tier, Update, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile
@@ -38,17 +36,20 @@ from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.states import StateVector
 
-__all__ = ["SYSTEMS", "Setting", "outline_of", "shape_of"]
+__all__ = [
+    "SYSTEMS",
+    "ZERO_SYSTEMS",
+    "Setting",
+    "lohan_seconds",
+    "outline_of",
+    "shape_of",
+    "zero_system_seconds",
+]
 
 CHUNK_ELEMENTS = 16 * 2**20
 MICRO_BATCH_SIZE = 8
 
 ADAM = tuple(StateVector(name=name, value_bytes=4) for name in ("master", "exp_avg", "exp_avg_sq"))
-ZERO = (*ADAM, StateVector(name="gradient", value_bytes=4))
-
-THREE_PASSES_BYTES = (2 + 2 * 4) + 2 * (4 + 4 + 4) + 4 + (4 + 2 * 2)
-"""Main memory traffic per parameter: cast the gradient, Adam, cast the weight. What is written to new places is read
-into the cache before (twice the bytes); what Adam updates in place was read anyway."""
 
 
 @frozen
@@ -106,7 +107,7 @@ def outline_of(shape: Shape) -> Outline:
 
 def ratel_seconds(setting: Setting) -> float:
     """Length of Ratel's step, as published."""
-    profile = setting.profile(MICRO_BATCH_SIZE, ADAM, passes_bytes=THREE_PASSES_BYTES)
+    profile = setting.profile(MICRO_BATCH_SIZE, ADAM, passes_bytes=RATEL_BYTES)
     workload = _workload(setting.batch_size // MICRO_BATCH_SIZE, Update.NAIVE, clips=False)
     planner = setting.planner("greedy", model="paper", ranking="flops")
     plan = _with_states(planner.plan(profile, _budget(profile), workload), Tier.SSD)
@@ -121,25 +122,10 @@ def lohan_seconds(setting: Setting) -> float:
     return simulate(build_schedule(plan, profile, workload), profile.machine).seconds
 
 
-def zero_infinity_seconds(setting: Setting) -> float:
-    """Length of ZeRO-Infinity's step."""
-    return _zero_seconds(setting, Tier.SSD)
-
-
-def zero_offload_seconds(setting: Setting) -> float:
-    """Length of ZeRO-Offload's step."""
-    return _zero_seconds(setting, Tier.HOST)
-
-
-def _zero_seconds(setting: Setting, states: Tier) -> float:
-    profile = setting.profile(setting.batch_size, ZERO, passes_bytes=THREE_PASSES_BYTES)
-    # Time is what is asked here: what fits is what was published.
-    profile = evolve(profile, machine=evolve(profile.machine, gpu_bytes=2**60))
-    workload = _workload(1, Update.SERIAL, clips=True)
-    plan = setting.planner("zero", states=str(states)).plan(profile, _budget(profile), workload)
-    # The states' own gradient is what waits, so that none is counted twice.
-    plan = evolve(plan, blocks=tuple(evolve(block, gradients=Tier.HOST) for block in plan.blocks))
-    return sum(lane_busy_seconds(plan, profile, workload).values())
+def zero_system_seconds(system: ZeroSystem, setting: Setting, pageable: PageableRates | None = None) -> float:
+    """Length of a ZeRO system's step; ``pageable`` as in :func:`zero.zero_seconds`."""
+    profile = setting.profile(setting.batch_size, ZERO_STATES, passes_bytes=system.memory_bytes)
+    return zero_seconds(system, profile, pageable)
 
 
 def _with_states(plan: Plan, tier: Tier) -> Plan:
@@ -155,8 +141,8 @@ def _workload(micro_batches: int, update: Update, *, clips: bool) -> Workload:
     return Workload(micro_batches=micro_batches, update=update, clips=clips, chunk_elements=CHUNK_ELEMENTS, versions=1)
 
 
+ZERO_SYSTEMS: Mapping[str, ZeroSystem] = {"ZeRO-Infinity": ZERO_INFINITY, "ZeRO-Offload": ZERO_OFFLOAD}
 SYSTEMS: Mapping[str, Callable[[Setting], float]] = {
     "Ratel": ratel_seconds,
-    "ZeRO-Infinity": zero_infinity_seconds,
-    "ZeRO-Offload": zero_offload_seconds,
+    **{name: partial(zero_system_seconds, system) for name, system in ZERO_SYSTEMS.items()},
 }
