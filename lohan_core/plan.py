@@ -97,9 +97,10 @@ class BlockPlan:
 
     ``states``: where P16, P32 and OS32 live, host or ssd. ``inputs``: where the block's input waits for backward.
     ``keep``: candidate index to tier; a candidate that is not named is recomputed. ``gradients``: where G16 waits when
-    its update cannot run at once, host or ssd. ``deferred``: whether its update runs in the next step's forward, just
-    ahead of the block's use, when the global norm is known and the CPU would otherwise be idle. Never stale: forward
-    waits for it.
+    its update cannot run at once, host or ssd; that of a block whose states live in host memory takes no room but that
+    of its P16, which nobody reads before the update has made it anew. ``deferred``: whether its update runs in the next
+    step's forward, just ahead of the block's use, when the global norm is known and the CPU would otherwise be idle.
+    Never stale: forward waits for it.
     """
 
     states: Tier = field(validator=in_((Tier.HOST, Tier.SSD)))
@@ -107,6 +108,12 @@ class BlockPlan:
     keep: Mapping[int, Tier] = field(factory=dict, converter=_freeze)
     gradients: Tier = field(default=Tier.HOST, validator=in_((Tier.HOST, Tier.SSD)))
     deferred: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.states is not Tier.SSD and self.gradients is Tier.SSD:
+            raise ValueError(
+                f"gradients of a block whose states live on {self.states} wait with them, not on the drives"
+            )
 
 
 @frozen(kw_only=True)

@@ -14,9 +14,19 @@ from attrs.validators import ge, gt
 
 from lohan_core.layout import BLOCK_ALIGNMENT, Chunk, round_up
 
-__all__ = ["SECTOR_BYTES", "StateVector", "chunk_alignment", "chunk_record_bytes", "place_in_record"]
+__all__ = [
+    "SECTOR_BYTES",
+    "StateVector",
+    "chunk_alignment",
+    "chunk_record_bytes",
+    "place_in_record",
+    "saving_elements",
+]
 
 SECTOR_BYTES = 4096
+
+SAVING_ELEMENTS = 4 * 2**20
+"""How many parameters at a time go between states in memory and the drives: enough to keep the drives busy."""
 
 
 @frozen(kw_only=True)
@@ -49,6 +59,11 @@ def chunk_alignment(vectors: Iterable[StateVector]) -> int:
 def chunk_record_bytes(vectors: Sequence[StateVector], elements: int) -> int:
     """Bytes of a host buffer that holds one chunk's slice of every vector, one after another."""
     return sum(vector.extent_bytes(elements) for vector in vectors)
+
+
+def saving_elements(vectors: Iterable[StateVector], longest: int) -> int:
+    """Parameters that states in memory are read and saved by, where no block has more than ``longest``."""
+    return round_up(min(longest, SAVING_ELEMENTS), chunk_alignment(vectors))
 
 
 def place_in_record(vectors: Sequence[StateVector], elements: int) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ from lohan_core.interfaces.storage import Transfer
 from lohan_core.layout import BlockLayout, Chunk
 from lohan_core.memory import allocate_host
 from lohan_core.plan import Plan, Tier
-from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
+from lohan_core.states import StateVector, chunk_record_bytes, place_in_record, saving_elements
 from lohan_core.store import Store
 
 __all__ = ["MASTER", "WEIGHTS", "Record", "StateFormat", "States", "extent_name", "parameters_in_store", "wait_all"]
@@ -120,7 +120,14 @@ class States:
                 buffer = allocate_host(form.record_bytes(block.elements), pin=pin)
                 self.resident[block.index] = form.open_record(buffer, block.elements)
         self.unstored = frozenset(index for index in self.resident if extent_name(MASTER, index) not in store.extents)
-        self._move_resident(store.read)
+        saved = self.resident.keys() - self.unstored
+        self._saving_elements = saving_elements(form.vectors, max(block.elements for block in blocks))
+        self._saving = allocate_host(form.record_bytes(self._saving_elements) if saved else 0, pin=False)
+        names = [vector.name for vector in form.vectors]
+        for index, chunk, here, there in self._resident_chunks():
+            self.read(index, chunk, there, names)
+            for name in names:
+                here[name].copy_(there.values[name])
 
     def chunks(self, block: int) -> tuple[Chunk, ...]:
         """The chunks of one block."""
@@ -140,8 +147,15 @@ class States:
         self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length]).wait()
 
     def write_resident(self) -> None:
-        """Write every block that lives in host memory, and has extents, to the store."""
-        self._move_resident(self.store.write)
+        """Write every block that lives in memory, and has extents, to the store.
+
+        P16 is rounded from the masters: in its own place, gradients may be waiting for their update.
+        """
+        for block, chunk, here, there in self._resident_chunks():
+            for vector in self.form.states:
+                there.values[vector.name].copy_(here[vector.name])
+            there.values[WEIGHTS].copy_(there.values[MASTER])
+            self.write(block, chunk, there, list(there.values))
 
     def parameters(self, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
         """Yield each block's parameters by name, from the master weights, in ``dtype``. One block is held at a time."""
@@ -149,17 +163,13 @@ class States:
             self.store, self._blocks, self.form, self._chunk_elements, dtype, resident=self.resident
         )
 
-    def _move_resident(self, move: Move) -> None:
-        for block, record in self.resident.items():
-            if block in self.unstored:
-                continue
-            for chunk in self.chunks(block):
-                transfers = []
-                for vector in self.form.vectors:
-                    offset, length = vector.chunk_range(chunk)
-                    piece = record.raw[vector.name][offset : offset + length]
-                    transfers.append(move(extent_name(vector.name, block), offset, piece))
-                wait_all(transfers)
+    def _resident_chunks(self) -> Iterator[tuple[int, Chunk, dict[str, Tensor], Record]]:
+        """Go through what lives in memory and has extents: block, chunk, its values, and a record to move them by."""
+        elements = self._saving_elements
+        for block in sorted(self.resident.keys() - self.unstored):
+            for chunk in self._blocks[block].chunks(elements):
+                here = self.resident[block].slice(chunk.start, chunk.stop, self.form.vectors)
+                yield block, chunk, here, self.form.open_record(self._saving, chunk.elements)
 
     def _transfers(self, move: Move, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> list[Transfer]:
         transfers = []

@@ -77,7 +77,7 @@ class Updates:
         self._waiting: dict[int, Tensor] = {}
         for block, decisions in zip(blocks, plan.blocks, strict=True):
             size = states.form.weights.extent_bytes(block.elements)
-            if not size or not gradients_wait(workload, decisions):
+            if not size or decisions.states is not Tier.SSD or not gradients_wait(workload, decisions):
                 continue
             if decisions.gradients is Tier.HOST:
                 self._waiting[block.index] = allocate_host(size, pin=pin).view(self._dtype)
@@ -170,11 +170,17 @@ class Updates:
         return self._states.form.open_record(self._buffers.slot("records", task.slot("records")), chunk.elements)
 
     def _host_gradient(self, task: Task, chunk: Chunk) -> Tensor:
-        """View a chunk's G16 in host memory: in the slot that the task touches, or where the block's gradients wait."""
+        """View a chunk's G16 in host memory: in the slot that the task touches, or where the block's gradients wait.
+
+        That is the place of the block's P16, if its states live in host memory: P16 has been used by then, and the
+        update, which makes it anew, reads each gradient before it writes there.
+        """
         slot = self._chunk_slot(task)
-        if slot is None:
-            return self._waiting[task.block][chunk.start : chunk.stop]
-        return self._buffers.slot(slot.pool, slot.index).view(self._dtype)[: chunk.elements]
+        if slot is not None:
+            return self._buffers.slot(slot.pool, slot.index).view(self._dtype)[: chunk.elements]
+        resident = self._states.resident.get(task.block)
+        place = self._waiting[task.block] if resident is None else resident.values[WEIGHTS]
+        return place[chunk.start : chunk.stop]
 
     def _gradient_bytes(self, task: Task) -> tuple[int, Tensor]:
         vector: StateVector = self._states.form.weights

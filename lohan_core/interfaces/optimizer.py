@@ -102,7 +102,8 @@ class Optimizer(ABC):
             master: fp32, shape (n,), contiguous, host; updated in place.
             states: one tensor per field, shape (ceil(n / elements_per_value),); updated in place.
             gradient: bf16 or fp32, shape (n,); only read.
-            weights: bf16 or fp32, shape (n,); receives the new master, rounded to nearest even.
+            weights: bf16 or fp32, shape (n,); receives the new master, rounded to nearest even. It may be the very
+                memory of ``gradient``, element on element: what is written there must have been read.
             hyperparameters: step, learning rate, weight decay and gradient factor of this slice.
 
         Raises:

@@ -100,10 +100,12 @@ def _declare_device_pools(builder: Builder, profile: Profile, workload: Workload
     builder.add_pool("weights", Tier.GPU, layer_elements * size, min(workload.layer_slots, len(layers)))
     builder.add_pool("edge_weights", Tier.GPU, fetched * size, 1)
     builder.add_pool("gradients", Tier.GPU, layer_elements * size, min(workload.gradient_slots, len(layers)))
-    builder.add_pool("edge_gradients", Tier.GPU, edge_elements * size, 2)
+    # A tied embedding's gradient is there from the postlude's turn on; else the postlude's has left when it begins.
+    edge_slots = 2 if any(block.borrows for block in edges) else 1
+    builder.add_pool("edge_gradients", Tier.GPU, edge_elements * size, edge_slots)
     if accumulates_apart(profile, workload):
         builder.add_pool("sums", Tier.GPU, layer_elements * 4, 1)
-        builder.add_pool("edge_sums", Tier.GPU, edge_elements * 4, 2)
+        builder.add_pool("edge_sums", Tier.GPU, edge_elements * 4, edge_slots)
 
 
 def accumulates_apart(profile: Profile, workload: Workload) -> bool:
@@ -119,7 +121,7 @@ def _declare_host_pools(builder: Builder, plan: Plan, profile: Profile, workload
     kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
     spilled = max(held.ssd for held in kept)
     builder.add_pool("staging", Tier.HOST, weights, STAGING_SLOTS if on_ssd else 0)
-    builder.add_pool("gradient_chunks", Tier.HOST, weights, STAGING_SLOTS)
+    builder.add_pool("gradient_chunks", Tier.HOST, weights, STAGING_SLOTS if on_ssd else 0)
     record = weights + chunk_record_bytes(profile.states, chunk)
     builder.add_pool("records", Tier.HOST, record, RECORD_SLOTS[workload.update] if on_ssd else 0)
     builder.add_pool("spill", Tier.HOST, spilled, SPILL_SLOTS if spilled else 0)

@@ -7,9 +7,17 @@ from attrs import frozen
 from lohan_core.layout import Chunk, round_up
 from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
-from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
+from lohan_core.states import SECTOR_BYTES, StateVector, chunk_record_bytes, saving_elements
 
-__all__ = ["KeptBytes", "chunks_of", "gradients_wait", "keeping_seconds", "kept_bytes", "resident_bytes"]
+__all__ = [
+    "KeptBytes",
+    "chunks_of",
+    "gradients_wait",
+    "keeping_seconds",
+    "kept_bytes",
+    "resident_bytes",
+    "saving_bytes",
+]
 
 
 @frozen(kw_only=True)
@@ -60,10 +68,18 @@ def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:
     return workload.clips or workload.update is Update.SERIAL or decisions.deferred
 
 
+def saving_bytes(profile: Profile) -> int:
+    """Host bytes of the record by which states in memory are saved and read."""
+    vectors = (*profile.states, StateVector(name="weights", value_bytes=profile.weight_bytes))
+    longest = max(block.elements for block in profile.blocks)
+    return chunk_record_bytes(vectors, saving_elements(vectors, longest))
+
+
 def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tier, int]:
     """Bytes held for the whole run beside the schedule's pools, by tier.
 
-    Host: states that live there, gradients and activations that wait there. Ssd: every version of every state (host
+    Host: states that live there and what they are saved by, gradients (of blocks whose states live on the drives) and
+    activations that wait there. Ssd: every version of every state (host
     states too, if they are to be saved), gradients and activations that wait there. GPU: candidates kept there, the
     activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
     """
@@ -77,11 +93,16 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
             total[Tier.SSD] += workload.versions * states
         if decisions.states is Tier.HOST:
             total[Tier.HOST] += states
-        if gradients_wait(workload, decisions):
+        if decisions.states is Tier.SSD and gradients_wait(workload, decisions):
             total[decisions.gradients] += weights
         total[Tier.HOST] += workload.micro_batches * held.host
         total[Tier.SSD] += workload.micro_batches * held.ssd
         total[Tier.GPU] += workload.micro_batches * held.gpu
+    if workload.host_extents and any(
+        decisions.states is not Tier.SSD and block.elements
+        for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
+    ):
+        total[Tier.HOST] += saving_bytes(profile)
     total[Tier.GPU] += (workload.micro_batches + 2) * largest_input
     total[Tier.GPU] += 2 * max(held.moved for held in kept)
     total[Tier.GPU] += max(block.transient_bytes for block in profile.blocks)

@@ -70,13 +70,16 @@ def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[in
     Yields:
         Each chunk's download; after the last the device slot is free.
     """
-    chunks = state.chunks(index)
-    waits = gradients_wait(state.workload, state.decisions(index))
+    chunks, decisions = state.chunks(index), state.decisions(index)
+    waits = gradients_wait(state.workload, decisions)
+    in_place = decisions.states is Tier.HOST  # where the weights are: nobody reads those before they are updated
     for chunk in chunks:
         gives = (gradients,) if chunk is chunks[-1] else ()
-        if waits and state.decisions(index).gradients is Tier.HOST:
+        if in_place or (waits and decisions.gradients is Tier.HOST):
             download = _emit_download(state, index, chunk, touches=(gradients,), gives=gives)
             state.waiting[index, chunk.index] = (download,)
+            if not waits:
+                _begin_update(state, index, chunk, after=(download,), gradient=None)
             yield download
             continue
         ring = state.builder.rings["gradient_chunks"]

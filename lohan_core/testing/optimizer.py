@@ -244,6 +244,16 @@ class OptimizerSuite(ConformanceSuite):
         _update(optimizer, chunk, _hyperparameters(1))
         assert torch.equal(chunk.gradient, before)
 
+    @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+    def test_weights_may_take_the_gradients_place(self, dtype: torch.dtype) -> None:
+        """Gradients wait where the weights were: each is read before the new weight is written there."""
+        optimizer = self.open()
+        apart, together = (_Chunk.random(optimizer, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(2))
+        together = evolve(together, weights=together.gradient)
+        for chunk in (apart, together):
+            _update(optimizer, chunk, _hyperparameters(1))
+        _assert_same_bits(together, apart, "writing weights over gradients")
+
     @pytest.mark.parametrize("n", [0, 1, 7, 4097])
     def test_nothing_outside_the_chunk_is_written(self, n: int) -> None:
         """Odd lengths end where they end; length 0 does nothing."""

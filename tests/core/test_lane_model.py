@@ -36,11 +36,17 @@ def problems(data):
 
 def plans(profile):
     tiers = st.sampled_from(Tier)
-    states = st.sampled_from([Tier.HOST, Tier.SSD])
+    places = st.sampled_from([(Tier.HOST, Tier.HOST), (Tier.SSD, Tier.HOST), (Tier.SSD, Tier.SSD)])
 
     def block(candidates):
         keep = st.dictionaries(st.sampled_from([c.index for c in candidates]), tiers) if candidates else st.just({})
-        return st.builds(BlockPlan, states=states, inputs=tiers, keep=keep, gradients=states, deferred=st.booleans())
+        return st.builds(
+            lambda place, **others: BlockPlan(states=place[0], gradients=place[1], **others),
+            places,
+            inputs=tiers,
+            keep=keep,
+            deferred=st.booleans(),
+        )
 
     blocks = st.tuples(*(block(entry.candidates) for entry in profile.blocks))
     return st.builds(lambda chosen: Plan(planner="random", blocks=chosen), blocks)

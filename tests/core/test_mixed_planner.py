@@ -68,7 +68,7 @@ class Fixed(Planner):
     def plan(self, profile, budget, workload):
         self.asked.append(budget.host_bytes)
         for inputs in (self.inputs, Tier.SSD):
-            blocks = tuple(BlockPlan(states=self.states, inputs=inputs, gradients=Tier.SSD) for _ in profile.blocks)
+            blocks = tuple(BlockPlan(states=self.states, inputs=inputs, gradients=self.states) for _ in profile.blocks)
             plan = Plan(planner="fixed", blocks=blocks)
             if evaluate(plan, profile, workload, budget).feasible:
                 return plan

@@ -97,13 +97,13 @@ def profiles(draw) -> Profile:
 def block_plans(draw, block: BlockProfile) -> BlockPlan:
     """Any decisions for a block."""
     tiers = st.sampled_from((None, *Tier))
-    off_gpu = st.sampled_from((Tier.HOST, Tier.SSD))
+    states = draw(st.sampled_from((Tier.HOST, Tier.SSD)))
     kept = {candidate.index: draw(tiers) for candidate in block.candidates}
     return BlockPlan(
-        states=draw(off_gpu),
+        states=states,
         inputs=draw(st.sampled_from(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
-        gradients=draw(off_gpu),
+        gradients=draw(st.sampled_from((Tier.HOST, Tier.SSD))) if states is Tier.SSD else Tier.HOST,
         deferred=draw(st.booleans()),
     )
 

@@ -86,13 +86,13 @@ class DicePlanner(Planner):
 
 def roll_block(dice: random.Random, block) -> BlockPlan:
     """Decide for one block: a candidate is kept on each tier, or recomputed, with equal chances."""
-    off_gpu = (Tier.HOST, Tier.SSD)
+    states = dice.choice((Tier.HOST, Tier.SSD))
     kept = {candidate.index: dice.choice((None, *Tier)) for candidate in block.candidates if block.role is Role.LAYER}
     return BlockPlan(
-        states=dice.choice(off_gpu),
+        states=states,
         inputs=dice.choice(tuple(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
-        gradients=dice.choice(off_gpu),
+        gradients=dice.choice((Tier.HOST, Tier.SSD)) if states is Tier.SSD else Tier.HOST,
         deferred=dice.choice((False, True)),
     )
 

@@ -7,7 +7,8 @@ through one list say where everything waits::
 
 Neighbours in the list belong to different blocks, so that every block has its share of each tier and the lanes work
 evenly. Three counts through a list of blocks say whose states, and whose waiting gradients, are in host memory, from
-its start, and whose updates are deferred, from its end: where states live on the drives, that spares these a read.
+its start (gradients are where the states are, and may be where those are not), and whose updates are deferred, from its
+end: where states live on the drives, that spares these a read.
 """
 
 from __future__ import annotations
@@ -65,9 +66,14 @@ class BlockCounts:
     host_bytes: Integers
     ssd_bytes: Integers
 
-    def fewest_deferred(self) -> BlockCounts:
-        """Return those ways that defer no more updates than they must."""
-        rows = self.deferred == self.deferred.min()
+    @property
+    def must_defer(self) -> int:
+        """The least number of updates deferred."""
+        return int(self.deferred.min())
+
+    def deferring_at_most(self, blocks: int) -> BlockCounts:
+        """Return those ways that defer no more updates."""
+        rows = self.deferred <= blocks
         return BlockCounts(
             self.states[rows], self.gradients[rows], self.deferred[rows], self.host_bytes[rows], self.ssd_bytes[rows]
         )
@@ -171,16 +177,20 @@ class Family:
         """
         blocks = len(self.profile.blocks)
         states = range(blocks, -1, -1) if all_states is None else (blocks * all_states,)
-        rows = [(h, d, g) for h in states for d in self._deferrals(balances=balances) for g in self._host_gradients(d)]
+        rows = [
+            (h, d, g) for h in states for d in self._deferrals(balances=balances) for g in self._host_gradients(h, d)
+        ]
         taken = {h: self._memory(host_states=h) for h in states}
-        waiting = {(d, g): self._waiting_bytes(deferred=d, host_gradients=g) for _, d, g in rows}
-        counted = self._waiting_bytes(deferred=0, host_gradients=0)[Tier.SSD]
+        counted = {h: self._waiting_bytes(host_states=h, deferred=0, host_gradients=h)[Tier.SSD] for h in states}
+        waiting = [self._waiting_bytes(host_states=h, deferred=d, host_gradients=g) for h, d, g in rows]
+        host_bytes = [taken[h].bytes_on(Tier.HOST) for h, _, _ in rows]
+        ssd_bytes = [taken[h].bytes_on(Tier.SSD) - counted[h] for h, _, _ in rows]
         return BlockCounts(
             states=np.array([h for h, _, _ in rows]),
             gradients=np.array([g for _, _, g in rows]),
             deferred=np.array([d for _, d, _ in rows]),
-            host_bytes=np.array([taken[h].bytes_on(Tier.HOST) + waiting[d, g][Tier.HOST] for h, d, g in rows]),
-            ssd_bytes=np.array([taken[h].bytes_on(Tier.SSD) + waiting[d, g][Tier.SSD] - counted for h, d, g in rows]),
+            host_bytes=np.array([size + wait[Tier.HOST] for size, wait in zip(host_bytes, waiting, strict=True)]),
+            ssd_bytes=np.array([size + wait[Tier.SSD] for size, wait in zip(ssd_bytes, waiting, strict=True)]),
         )
 
     @property
@@ -197,20 +207,21 @@ class Family:
         steps = min(MOST_DEFERRALS, blocks) if balances else 0
         return [0, *(blocks * step // steps for step in range(1, steps + 1))]
 
-    def _host_gradients(self, deferred: int) -> Sequence[int]:
-        """Numbers of blocks whose gradients may wait in host memory; all or none where only so many are deferred.
+    def _host_gradients(self, host_states: int, deferred: int) -> Sequence[int]:
+        """Numbers of blocks whose gradients may wait in host memory: at least those whose states are there.
 
-        There are fewer deferred blocks, too, where host memory is short.
+        Where only so many are deferred it is all or no more than that: there are fewer deferred blocks, too, where host
+        memory is short.
         """
         blocks = len(self.profile.blocks)
         if self._all_wait:
-            return range(blocks, -1, -1)
-        return (blocks, 0) if deferred else (blocks,)
+            return range(blocks, host_states - 1, -1)
+        return (blocks, host_states) if deferred and host_states < blocks else (blocks,)
 
-    def _waiting_bytes(self, *, deferred: int, host_gradients: int) -> dict[Tier, int]:
-        """Bytes of waiting gradients."""
+    def _waiting_bytes(self, *, host_states: int, deferred: int, host_gradients: int) -> dict[Tier, int]:
+        """Bytes of waiting gradients; those of blocks in host memory take no room but that of their weights."""
         weights = [self.profile.blocks[index].elements * self.profile.weight_bytes for index in self.block_order]
-        first = 0 if self._all_wait else len(weights) - deferred
+        first = max(host_states, 0 if self._all_wait else len(weights) - deferred)
         last_on_host = max(first, host_gradients)
         return {Tier.HOST: sum(weights[first:last_on_host]), Tier.SSD: sum(weights[last_on_host:])}
 
@@ -232,7 +243,7 @@ class Family:
             else:
                 keep[item.block][item.candidate] = tier
         states = set(self.block_order[: choice.host_states])
-        gradients = set(self.block_order[: choice.host_gradients])
+        gradients = set(self.block_order[: max(choice.host_states, choice.host_gradients)])
         deferred = set(self.block_order[blocks - choice.deferred :])
         return Plan(
             planner=planner,

@@ -72,7 +72,7 @@ class FamilyPlanner(Planner):
 
         The lane model does not see that what waits on the drives arrives behind what updates read, nor that forward
         looks only a few layers ahead for the work that deferred updates give it. So the best plans that do without
-        either are looked at too.
+        either are looked at too, and the best that defers half as many.
         """
         strategy = self._strategy
         curve = self._curve(family, strategy.tiers, counts, budget)
@@ -81,11 +81,14 @@ class FamilyPlanner(Planner):
         best = first_shortest(curve).choice
         if strategy.finalists == 1:
             return [best]
-        soon = counts.fewest_deferred()
-        if len(soon.states) < len(counts.states):
+        chosen = [best]
+        soon = counts.deferring_at_most(counts.must_defer)
+        if best.deferred > counts.must_defer:
+            fewer = counts.deferring_at_most((counts.must_defer + best.deferred) // 2)
+            chosen.append(first_shortest(self._curve(family, strategy.tiers, fewer, budget)).choice)
             curve = self._curve(family, strategy.tiers, soon, budget)
         without_drives = self._curve(family, strategy.tiers - {Tier.SSD}, soon, budget)
-        return list(dict.fromkeys([best, *finalists([curve, without_drives], strategy.finalists)]))
+        return list(dict.fromkeys([*chosen, *finalists([curve, without_drives], strategy.finalists)]))
 
     def _curve(self, family: Family, tiers: frozenset[Tier], counts: BlockCounts, budget: Budget) -> Sequence[Graded]:
         strategy = self._strategy

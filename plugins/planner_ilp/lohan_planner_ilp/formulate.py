@@ -6,7 +6,8 @@ Legend, g a group of identical blocks (n of them), i a block input or a candidat
 ``deferred``        0..n        blocks of g whose update is deferred; the others' follows at once, or after backward
 ``host_states[d]``  0..n        blocks of g, deferred or not as d says, whose states live in host memory; the others'
                                 do on the drives
-``host_gradients``  0..n        blocks of g whose gradients wait in host memory; of others that wait, on the drives
+``ssd_gradients``   0..n        blocks of g whose states live on the drives and whose gradients wait there too; those of
+                                others with states on the drives wait in host memory
 ``placed[i][t]``    0..n        blocks of g whose i waits on t; where a candidate is on none, it is recomputed
 ``moves[i]``        0 or 1      whether i leaves the GPU in any block of g
 ``spills[i]``       0 or 1      whether i goes to the drives in any block of g
@@ -14,6 +15,7 @@ Legend, g a group of identical blocks (n of them), i a block input or a candidat
 ``moved``           MiB         the most that one block moves of one micro-batch
 ``spilled``         MiB         the most that one block has on the drives of one micro-batch
 ``any_on_ssd``      0 or 1      whether any block's states live on the drives
+``any_in_memory``   0 or 1      whether any block's states do not
 ``seconds[phase]``  time units  length of forward, backward, and of updates that wait
 ``missing[tier]``   MiB         what the budget lacks (only in the elastic program, which finds the nearest plan)
 ==================  ==========  ==============================================================================
@@ -40,6 +42,7 @@ from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
+from lohan_core.schedule.sizes import saving_bytes
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 from lohan_planner_ilp.groups import Group, spread_evenly
 from lohan_planner_ilp.program import Linear, Program, total
@@ -160,12 +163,19 @@ class Formulation:
         for group, variables in everything:
             # [Constraint] Staging and record buffers are there as soon as one block's states live on the drives.
             program.at_most(Linear(constant=group.size) - variables.updates.all_host_states, group.size * any_on_ssd)
+        any_in_memory = program.variable(1, whole=True)
+        for group, variables in everything:
+            if self.profile.blocks[group.blocks[0]].elements:
+                # [Constraint] The record by which states in memory are saved is there as soon as one block's are.
+                program.at_most(variables.updates.all_host_states, group.size * any_in_memory)
 
-        fixed, buffers = self._fixed_bytes()
+        saving = saving_bytes(self.profile) if workload.host_extents else 0
+        fixed, buffers = self._fixed_bytes(saving)
         used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
         used[Tier.GPU].append(IN_FLIGHT * moved)
         used[Tier.HOST].append(SPILL_SLOTS * spilled)
         used[Tier.HOST].append(buffers / MIB * any_on_ssd)
+        used[Tier.HOST].append(saving / MIB * any_in_memory)
         for group, variables in everything:
             block = self.profile.blocks[group.blocks[0]]
             weights = block.elements * self.profile.weight_bytes
@@ -202,8 +212,12 @@ class Formulation:
             parts.append(variables.bytes[index] / MIB * count)
         return total(parts)
 
-    def _fixed_bytes(self) -> tuple[dict[Tier, int], int]:
-        """Bytes that every plan takes on each tier, and host bytes of buffers for states on the drives."""
+    def _fixed_bytes(self, saving: int) -> tuple[dict[Tier, int], int]:
+        """Bytes that every plan takes on each tier, and host bytes of buffers for states on the drives.
+
+        Args:
+            saving: host bytes that plans with states in memory take to save them.
+        """
         waiting = {
             states: build_memory(
                 Plan(
@@ -226,7 +240,7 @@ class Formulation:
             for block in self.profile.blocks
         )
         gradients = weights if all_wait(self.workload) else 0
-        without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - gradients
+        without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - saving
         fixed = {
             Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - self.workload.micro_batches * inputs,
             Tier.HOST: without_buffers,

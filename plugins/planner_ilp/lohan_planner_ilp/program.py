@@ -41,7 +41,7 @@ def total(parts: Iterable[Linear]) -> Linear:
         constant += part.constant
         for variable, coefficient in part.terms.items():
             terms[variable] = terms.get(variable, 0.0) + coefficient
-    return Linear(terms, constant)
+    return Linear({variable: coefficient for variable, coefficient in terms.items() if coefficient}, constant)
 
 
 @frozen

@@ -37,7 +37,7 @@ class GroupUpdates:
     workload: Workload
     deferred: Linear
     host_states: Mapping[bool, Linear]
-    host_gradients: Linear
+    ssd_gradients: Linear
 
     @property
     def all_host_states(self) -> Linear:
@@ -45,12 +45,15 @@ class GroupUpdates:
         return total(self.host_states.values())
 
     @property
-    def ssd_gradients(self) -> Linear:
-        """Blocks whose gradients wait on the drives."""
-        waiting = self._blocks(deferred=True)
+    def host_gradients(self) -> Linear:
+        """Blocks whose gradients wait in host memory while their states are on the drives."""
+        waiting = self._on_ssd(deferred=True)
         if all_wait(self.workload):
-            waiting += self._blocks(deferred=False)
-        return waiting - self.host_gradients
+            waiting += self._on_ssd(deferred=False)
+        return waiting - self.ssd_gradients
+
+    def _on_ssd(self, *, deferred: bool) -> Linear:
+        return self._blocks(deferred=deferred) - self.host_states[deferred]
 
     def _blocks(self, *, deferred: bool) -> Linear:
         return self.deferred if deferred else Linear(constant=self.group.size) - self.deferred
@@ -61,8 +64,7 @@ class GroupUpdates:
         for deferred in (False, True):
             blocks = self._blocks(deferred=deferred)
             yield update_amounts(profile, self.workload, first, deferred=deferred), blocks
-            on_ssd = blocks - self.host_states[deferred]
-            yield state_amounts(profile, self.workload, first, deferred=deferred), on_ssd
+            yield state_amounts(profile, self.workload, first, deferred=deferred), self._on_ssd(deferred=deferred)
         # Where updates may be deferred, all that wait are.
         yield gradient_amounts(profile, self.workload, first, deferred=self.workload.may_defer), self.ssd_gradients
 
@@ -78,14 +80,15 @@ class GroupUpdates:
                 for deferred, on_host in self.host_states.items()
                 for tier, blocks in (
                     (Tier.HOST, on_host),
-                    (Tier.SSD, self._blocks(deferred=deferred) - on_host),
+                    (Tier.SSD, self._on_ssd(deferred=deferred)),
                 )
             }
         )
         waiting = iter(spread_evenly({Tier.HOST: count(self.host_gradients), Tier.SSD: count(self.ssd_gradients)}))
         waits = all_wait(self.workload)
         return [
-            Updated(states, next(waiting) if waits or deferred else Tier.HOST, deferred) for states, deferred in kinds
+            Updated(states, next(waiting) if states is Tier.SSD and (waits or deferred) else Tier.HOST, deferred)
+            for states, deferred in kinds
         ]
 
 
@@ -118,11 +121,12 @@ def declare_updates(
             return blocks
         return Linear() if states == {Tier.SSD} else some(blocks)
 
-    waiting = everyone if waits else deferred
+    host_states = {False: on_host(everyone - deferred), True: on_host(deferred)}
+    waiting = (everyone if waits else deferred) - (total(host_states.values()) if waits else host_states[True])
     return GroupUpdates(
         group=group,
         workload=workload,
         deferred=deferred,
-        host_states={False: on_host(everyone - deferred), True: on_host(deferred)},
-        host_gradients=some(waiting) if elements and waiting != Linear() else waiting,
+        host_states=host_states,
+        ssd_gradients=some(waiting) if elements and waiting != Linear() else Linear(),
     )

@@ -50,9 +50,10 @@ def choices(block, workload):
     """Every way to decide about one block."""
     inputs = [Tier.GPU] if not block.input_bytes else list(Tier)
     for deferred in (False, True) if workload.may_defer else (False,):
-        gradients = (Tier.HOST, Tier.SSD) if deferred or workload.clips else (Tier.HOST,)
-        for states, waiting, where, *kept in itertools.product(
-            (Tier.HOST, Tier.SSD), gradients, inputs, *((None, *Tier) for _ in block.candidates)
+        waits = deferred or workload.clips
+        places = [(Tier.HOST, Tier.HOST), (Tier.SSD, Tier.HOST), *([(Tier.SSD, Tier.SSD)] if waits else [])]
+        for (states, waiting), where, *kept in itertools.product(
+            places, inputs, *((None, *Tier) for _ in block.candidates)
         ):
             keep = {c.index: tier for c, tier in zip(block.candidates, kept, strict=True) if tier is not None}
             yield BlockPlan(states=states, gradients=waiting, inputs=where, keep=keep, deferred=deferred)
@@ -243,7 +244,8 @@ def test_counts_of_updates_are_those_of_the_blocks_that_they_are_spread_over(dat
     for deferred in (False, True):
         assert counted(deferred=deferred, states=Tier.HOST) == updates.host_states[deferred].value(values)
     assert counted(gradients=Tier.SSD) == updates.ssd_gradients.value(values)
-    waiting = size if clips or update is Update.SERIAL else counted(deferred=True)
+    everyone_waits = clips or update is Update.SERIAL
+    waiting = counted(states=Tier.SSD) if everyone_waits else counted(states=Tier.SSD, deferred=True)
     assert counted(gradients=Tier.SSD) + updates.host_gradients.value(values) == waiting
 
 
