@@ -53,7 +53,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     profile_of = asker.profiles(outline)
     planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
     return PlanReport(
-        forecast=_forecast(planned, outline.parameters, _endurance(hardware)),
+        forecast=_forecast(planned, outline.parameters, config.run.checkpoint_every, _endurance(hardware)),
         planned=planned,
         refusal=refusal,
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
@@ -76,7 +76,7 @@ def plan_here(config: Config, registry: Registry, device: torch.device, *, repor
     planned, refusal = _try(case, profile, config)
     size = profile.micro_batch_size
     return PlanReport(
-        forecast=_forecast(planned, parameters),
+        forecast=_forecast(planned, parameters, config.run.checkpoint_every),
         planned=planned,
         refusal=refusal,
         advice=recommend_batch(case, lambda _: profile, (size,)),
@@ -99,7 +99,9 @@ def _try(case: Case, profile: Profile, config: Config) -> tuple[PlannedStep | No
     return PlannedStep(plan=plan, profile=profile, workload=workload, budget=case.budget(profile.machine)), None
 
 
-def _forecast(planned: PlannedStep | None, parameters: int, endurance_bytes: int | None = None) -> Forecast | None:
+def _forecast(
+    planned: PlannedStep | None, parameters: int, save_every: int | None, endurance_bytes: int | None = None
+) -> Forecast | None:
     if planned is None:
         return None
     return forecast_plan(
@@ -109,6 +111,7 @@ def _forecast(planned: PlannedStep | None, parameters: int, endurance_bytes: int
         planned.budget,
         parameters=parameters,
         endurance_bytes=endurance_bytes,
+        save_every=save_every,
     )
 
 

@@ -11,6 +11,7 @@ from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.lane_model import step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
+from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
@@ -45,7 +46,9 @@ class Forecast:
     ``busy`` is each lane's share of the step; ``occupied`` each part's: the time in which at least one of its lanes
     works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most, and
     ``speedups`` how many times faster the step would be with twice of each part, by the lanes alone.
-    ``saved`` is whether all states have space on the drives, so that the run can be stopped and resumed.
+    ``saved`` is whether all states have space on the drives, so that the run can be stopped and resumed;
+    ``saving_seconds`` what a step that becomes durable takes longer and ``save_every`` how many steps such lie apart:
+    neither is part of ``seconds``.
     ``drive_life_steps`` is how many such steps wear the drives out (None: their endurance is not known, or nothing is
     written).
     """
@@ -58,6 +61,8 @@ class Forecast:
     sequence_length: int
     shortfalls: tuple[str, ...]
     saved: bool
+    saving_seconds: float
+    save_every: int
     seconds: float
     tokens_per_second: float
     busy: Mapping[Lane, float]
@@ -89,6 +94,7 @@ def forecast_plan(
     *,
     parameters: int,
     endurance_bytes: int | None = None,
+    save_every: int | None = None,
 ) -> Forecast:
     """Predict one step of a plan.
 
@@ -99,6 +105,7 @@ def forecast_plan(
         budget: likewise.
         parameters: number of trained parameters, as people count them.
         endurance_bytes: what may be written to all drives together in their life.
+        save_every: steps between durable ones; None: as often as costs little.
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
     timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
@@ -106,6 +113,7 @@ def forecast_plan(
     work = timeline.work()
     batch_size = workload.micro_batches * profile.micro_batch_size
     written = work[Lane.SSD_WRITE]
+    saving = saving_seconds(plan, profile, workload)
     return Forecast(
         machine=profile.machine.name,
         planner=plan.planner,
@@ -115,6 +123,8 @@ def forecast_plan(
         sequence_length=profile.sequence_length,
         shortfalls=tuple(str(shortfall) for shortfall in memory.shortfalls),
         saved=workload.host_extents,
+        saving_seconds=saving,
+        save_every=save_every or steps_between_saves(saving, timeline.seconds),
         seconds=timeline.seconds,
         tokens_per_second=batch_size * profile.sequence_length / timeline.seconds,
         busy={lane: busy / timeline.seconds for lane, busy in timeline.busy_seconds().items()},

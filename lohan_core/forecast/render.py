@@ -40,7 +40,10 @@ def _forecast(forecast: Forecast) -> list[RenderableType]:
         f"{_seconds(forecast.seconds)} a step, {forecast.tokens_per_second:,.0f} tokens/s; {_bound(forecast)}",
     ]
     if not forecast.saved:
-        lines.append("States in host memory are not saved, for lack of space on the drives: the run cannot be resumed")
+        lines.append("States in memory are not saved, for lack of space on the drives: the run cannot be resumed")
+    elif forecast.saving_seconds:
+        every = f"every {forecast.save_every} steps" if forecast.save_every > 1 else "every step"
+        lines.append(f"Saving states in memory takes {_seconds(forecast.saving_seconds)} more, {every}")
     return [verdict, Text("\n".join(lines)), _lanes(forecast), _memory(forecast), Text(_wear(forecast))]
 
 

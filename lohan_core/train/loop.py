@@ -23,6 +23,8 @@ from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
+from lohan_core.saving import saving_seconds, steps_between_saves
+from lohan_core.schedule.simulate import simulate
 from lohan_core.store.durable import replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics, require_tensorboard
@@ -128,6 +130,18 @@ class _Run:
         self._recorder = StepRecorder(config.run.dir, engine.profile.machine)
         if engine.finished_step:
             progress.say(f"resumed from step {engine.finished_step}")
+        self._plan_saving()
+
+    def _plan_saving(self) -> None:
+        """Decide after how many steps to save, and say so where saving takes time."""
+        engine, every = self._engine, self._config.run.checkpoint_every
+        seconds = saving_seconds(engine.plan, engine.profile, engine.workload)
+        step = simulate(engine.schedule, engine.profile.machine).seconds
+        self._checkpoint_every = every or steps_between_saves(seconds, step)
+        if seconds:
+            self._progress.say(
+                f"saving: every {self._checkpoint_every} steps, about {seconds:.3g} s each (run.checkpoint_every)"
+            )
 
     def to_the_end(self, stop: StopRequest) -> bool:
         """Train until the last step or a stop; what is done by then is durable either way."""
@@ -157,7 +171,7 @@ class _Run:
         progress = {"metrics": _entry(result, batch.tokens, time.perf_counter() - began)}
         if result.step == run.steps:
             engine.save(progress)
-        elif result.step % run.checkpoint_every == 0:
+        elif result.step % self._checkpoint_every == 0:
             engine.save_soon(progress)
         entry = _entry(result, batch.tokens, time.perf_counter() - began)
         self.metrics.add(entry)
@@ -166,6 +180,7 @@ class _Run:
         if self._steps_here == run.replan_after:
             self._progress.say(replan(engine, self._planner, result.timeline, progress))
             self._recorder = StepRecorder(run.dir, engine.profile.machine)
+            self._plan_saving()
         self._progress.step(
             result.step, run.steps, f"loss {result.loss:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
         )

@@ -274,3 +274,13 @@ def test_a_config_without_a_width_is_refused():
 
     with pytest.raises(ModelError, match="cannot be scaled"):
         scaled_config(Strange(), SHAPES[0])
+
+
+def test_what_saving_takes_and_how_often():
+    """States on the drives are saved by the way; those in memory as often as costs a twentieth, or as the user says."""
+    profile = profile_of(gpu_seconds=1e-3, ssd_write_bytes_per_second=1e6)
+    on_drives, in_memory = (forecast_of(profile, states=tier) for tier in (Tier.SSD, Tier.HOST))
+    assert (on_drives.saving_seconds, on_drives.save_every) == (0.0, 1)
+    assert in_memory.saving_seconds == pytest.approx(14 * (LAYERS + 2) * P / 1e6, rel=0.1)
+    assert in_memory.saving_seconds / in_memory.save_every <= 0.05 * in_memory.seconds
+    assert in_memory.save_every > 1

@@ -1,0 +1,46 @@
+"""What it takes to make a step durable, and how often that is worth it. Pure arithmetic.
+
+States that live on the drives are durable by one small commit. Those in memory are written for it, while the step
+waits; and where a plan defers some updates and not others, no moment of a step finds another one whole, so the deferred
+ones are done first, on their own.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.profile import Profile
+from lohan_core.schedule.build import build_updates
+from lohan_core.schedule.simulate import simulate
+from lohan_core.states import chunk_record_bytes
+
+__all__ = ["SAVING_SHARE", "saving_seconds", "steps_between_saves"]
+
+SAVING_SHARE = 0.05
+"""The part of a run's time that saving may take where the user has set no interval."""
+
+
+def saving_seconds(plan: Plan, profile: Profile, workload: Workload) -> float:
+    """Predict how much longer a step is that becomes durable; 0 where its states cannot be saved at all."""
+    if not workload.host_extents:
+        return 0.0
+    blocks = list(zip(profile.blocks, plan.blocks, strict=True))
+    in_memory = sum(
+        chunk_record_bytes(profile.states, block.elements) + block.elements * profile.weight_bytes
+        for block, decisions in blocks
+        if decisions.states is not Tier.SSD
+    )
+    seconds = in_memory / profile.machine.ssd_write_bytes_per_second
+    deferred = {decisions.deferred for block, decisions in blocks if block.elements}
+    if deferred == {False, True}:
+        seconds += simulate(build_updates(plan, profile, workload), profile.machine).seconds
+    return seconds
+
+
+def steps_between_saves(saving: float, step: float) -> int:
+    """Return after how many steps of ``step`` seconds to save for ``saving``, so that it takes no more than its share.
+
+    Every step where saving costs nothing.
+    """
+    return max(1, math.ceil(saving / (SAVING_SHARE * step))) if step > 0 else 1
