@@ -43,6 +43,7 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
         d2h_bytes_per_second=rate(Lane.D2H, machine.d2h_bytes_per_second),
         cpu_parameters_per_second=rate(Lane.CPU, machine.cpu_parameters_per_second),
         gpu_flops_per_second=machine.gpu_flops_per_second / slower,
+        gpu_parameters_per_second=there / slower if (there := machine.gpu_parameters_per_second) else None,
         memory_bytes_per_second=None,  # what copies take from updates is in the rate that the step showed
     )
     return evolve(

@@ -11,7 +11,7 @@ from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
 from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
-from lohan_core.profile import Profile
+from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
@@ -73,7 +73,8 @@ def check_plan(plan: Plan, profile: Profile) -> None:
     """Check that a plan is one for this model.
 
     Raises:
-        PlanError: it has another number of blocks, or keeps a candidate that its block has not.
+        PlanError: it has another number of blocks, keeps a candidate that its block has not, or has states on the GPU
+            that cannot be there.
     """
     if len(plan.blocks) != len(profile.blocks):
         raise PlanError(
@@ -83,6 +84,10 @@ def check_plan(plan: Plan, profile: Profile) -> None:
         unknown = set(decisions.keep) - {candidate.index for candidate in block.candidates}
         if unknown:
             raise PlanError(f"planner {plan.planner!r}: block {block.name} has no candidate {min(unknown)}")
+        if decisions.states is Tier.GPU and block.role is not Role.LAYER:
+            raise PlanError(f"planner {plan.planner!r}: block {block.name}: only layers' states can live on the GPU")
+        if decisions.states is Tier.GPU and profile.machine.gpu_parameters_per_second is None:
+            raise PlanError(f"planner {plan.planner!r}: states on the GPU, where this optimizer has no update")
 
 
 def evaluate(

@@ -32,6 +32,7 @@ __all__ = [
     "activation_amounts",
     "add_amounts",
     "fixed_amounts",
+    "gpu_state_amounts",
     "gradient_amounts",
     "lane_busy_seconds",
     "lane_limits",
@@ -169,6 +170,8 @@ def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
         parts.append(update_amounts(profile, workload, index, deferred=decisions.deferred))
         if decisions.states is Tier.SSD:
             parts.append(state_amounts(profile, workload, index, deferred=decisions.deferred))
+        if decisions.states is Tier.GPU:
+            parts.append(gpu_state_amounts(profile, workload, index, deferred=decisions.deferred))
         if decisions.gradients is Tier.SSD:
             parts.append(gradient_amounts(profile, workload, index, deferred=decisions.deferred))
         held = kept_bytes(block, decisions)
@@ -238,6 +241,29 @@ def state_amounts(profile: Profile, workload: Workload, index: int, *, deferred:
         (updates, Resource.STATE_READ): states,
         (updates, Resource.STATE_WRITE): states + weights,
     }
+
+
+def gpu_state_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:
+    """What a layer uses more, and less, when its states live on the GPU: it is updated there, and moves nothing."""
+    rate = profile.machine.gpu_parameters_per_second
+    if rate is None:
+        raise ValueError("states on the GPU, and the profile has no rate of updates there")
+    elements = profile.blocks[index].elements
+    weights = elements * profile.weight_bytes
+    forward, backward = weight_loads(profile, workload.layer_slots)
+    return add_amounts(
+        [
+            {
+                (Phase.FORWARD, Resource.H2D): -forward[index] * weights,
+                (Phase.BACKWARD, Resource.H2D): -backward[index] * weights,
+                (Phase.BACKWARD, Resource.D2H): -weights,
+            },
+            {
+                (update_phase(workload, deferred=deferred), Resource.CPU): -elements,
+                (update_phase(workload, deferred=deferred), Resource.GPU): elements / rate,
+            },
+        ]
+    )
 
 
 def gradient_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:

@@ -95,15 +95,15 @@ def _freeze(keep: Mapping[int, Tier]) -> Mapping[int, Tier]:
 class BlockPlan:
     """Decisions for one block.
 
-    ``states``: where P16, P32 and OS32 live, host or ssd. ``inputs``: where the block's input waits for backward.
-    ``keep``: candidate index to tier; a candidate that is not named is recomputed. ``gradients``: where G16 waits when
-    its update cannot run at once, host or ssd; that of a block whose states live in host memory takes no room but that
-    of its P16, which nobody reads before the update has made it anew. ``deferred``: whether its update runs in the next
-    step's forward, just ahead of the block's use, when the global norm is known and the CPU would otherwise be idle.
-    Never stale: forward waits for it.
+    ``states``: where P16, P32 and OS32 live; on the GPU only those of layers, which are then updated there and move
+    nothing. ``inputs``: where the block's input waits for backward. ``keep``: candidate index to tier; a candidate that
+    is not named is recomputed. ``gradients``: where G16 of a block on ssd waits when its update cannot run at once,
+    host or ssd; that of other blocks takes no room but that of their P16, which nobody reads before the update has made
+    it anew. ``deferred``: whether its update runs in the next step's forward, just ahead of the block's use, when the
+    global norm is known and the CPU would otherwise be idle. Never stale: forward waits for it.
     """
 
-    states: Tier = field(validator=in_((Tier.HOST, Tier.SSD)))
+    states: Tier = field(validator=instance_of(Tier))
     inputs: Tier = field(default=Tier.HOST, validator=instance_of(Tier))
     keep: Mapping[int, Tier] = field(factory=dict, converter=_freeze)
     gradients: Tier = field(default=Tier.HOST, validator=in_((Tier.HOST, Tier.SSD)))

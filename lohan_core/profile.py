@@ -82,7 +82,8 @@ class Machine:
     ``ssd_mixed_bytes_per_second`` is the total when reads and writes are in flight together. ``cpu_computes``: there is
     no GPU, so that the ``gpu``, ``h2d``, ``d2h`` and ``cpu`` lanes share one processor; rates are of each lane alone.
     ``memory_bytes_per_second``: what updates share with all that is copied into and out of host memory meanwhile, by
-    the GPU and the drives; None: copies do not slow updates down.
+    the GPU and the drives; None: copies do not slow updates down. ``gpu_parameters_per_second``: updates on the GPU of
+    states that live there; None: the optimizer has none for it, or there is no GPU.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Machine:
     ssd_bytes: int = field(validator=ge(0))
     cpu_computes: bool = False
     memory_bytes_per_second: float | None = field(default=None, validator=optional(gt(0)))
+    gpu_parameters_per_second: float | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)

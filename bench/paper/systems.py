@@ -64,7 +64,14 @@ class Setting:
 
     def profile(self, micro_batch_size: int, states: tuple[StateVector, ...], *, passes_bytes: int | None) -> Profile:
         """Derive the profile; ``passes_bytes`` of main memory traffic per parameter, None for one fused pass."""
-        profile = _derive(self.outline, self.hardware, micro_batch_size, self.sequence_length, states)
+        profile = _derive(
+            self.outline,
+            self.hardware,
+            micro_batch_size,
+            self.sequence_length,
+            states,
+            gpu_updates=passes_bytes is None,  # LoHan's own
+        )
         if passes_bytes is None:
             return profile
         rate = self.hardware.host.memory_bandwidth / passes_bytes
@@ -87,8 +94,16 @@ def _derive(
     micro_batch_size: int,
     sequence_length: int,
     states: tuple[StateVector, ...],
+    *,
+    gpu_updates: bool,
 ) -> Profile:
-    return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
+    return outline.profile(
+        hardware,
+        micro_batch_size=micro_batch_size,
+        sequence_length=sequence_length,
+        states=states,
+        gpu_updates=gpu_updates,
+    )
 
 
 def shape_of(name: str) -> Shape:

@@ -26,6 +26,19 @@ void update(Updater &updater, std::uintptr_t master, std::uintptr_t exp_avg, std
   updater.update(slice, Hyperparameters{step, lr, beta1, beta2, eps, weight_decay, gradient_factor});
 }
 
+// For kernels elsewhere: the same single-precision scalars.
+py::dict coefficients(std::int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
+                      double gradient_factor) {
+  const Coefficients c =
+      Coefficients::of(Hyperparameters{step, lr, beta1, beta2, eps, weight_decay, gradient_factor});
+  return py::dict(py::arg("gradient_factor") = c.gradient_factor, py::arg("decay") = c.decay,
+                  py::arg("lerp_weight") = c.lerp_weight, py::arg("beta2") = c.beta2,
+                  py::arg("one_minus_beta2") = c.one_minus_beta2,
+                  py::arg("root_bias_correction2") = c.root_bias_correction2, py::arg("eps") = c.eps,
+                  py::arg("negative_step_size") = c.negative_step_size,
+                  py::arg("lerp_from_gradient") = c.lerp_from_gradient);
+}
+
 std::vector<std::string> supported_path_names() {
   std::vector<std::string> names;
   for (const Path path : supported_paths()) {
@@ -39,6 +52,10 @@ std::vector<std::string> supported_path_names() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "AdamW in C++: one fused pass over a chunk of flat states.";
   module.def("supported_paths", &supported_path_names, "SIMD paths of this build and processor, fastest first.");
+
+  module.def("coefficients", &coefficients, py::kw_only(), py::arg("step"), py::arg("lr"), py::arg("beta1"),
+             py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("gradient_factor"),
+             "The scalars of a step as the update uses them: derived in double, rounded once to single precision.");
 
   py::enum_<DType>(module, "DType").value("FLOAT32", DType::float32).value("BFLOAT16", DType::bfloat16);
 

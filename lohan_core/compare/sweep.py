@@ -34,8 +34,9 @@ class SweepPoint:
 
 @frozen(kw_only=True)
 class Sweep:
-    """A curve, and how many of the blocks have states, and waiting gradients, in host memory, and deferred updates."""
+    """A curve, and how many blocks have states on the GPU and in host memory, gradients there, and deferred updates."""
 
+    gpu_states: int
     host_states: int
     host_gradients: int
     deferred: int
@@ -66,6 +67,7 @@ def sweep(profile: Profile, workload: Workload, budget: Budget, placement: Plan)
     memory = build_memory(evolve(placement, blocks=nothing), profile, workload)
     room = max(0, budget.host_bytes - memory.bytes_on(Tier.HOST)) // workload.micro_batches
     return Sweep(
+        gpu_states=sum(decisions.states is Tier.GPU for decisions in nothing),
         host_states=sum(decisions.states is Tier.HOST for decisions in nothing),
         host_gradients=sum(decisions.gradients is Tier.HOST for decisions in nothing),
         deferred=sum(decisions.deferred for decisions in nothing),

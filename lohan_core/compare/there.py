@@ -44,5 +44,6 @@ def compare_on(
         micro_batch_size=config.run.micro_batch_size,
         sequence_length=config.data.sequence_length,
         states=StateFormat(optimizer, dtype).states,
+        gpu_updates="cuda" in optimizer.gpu_types,
     )
     return predict_all(opened, profile, config, report)

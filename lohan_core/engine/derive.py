@@ -45,6 +45,7 @@ def derive_profile(
     sequence_length: int,
     dtype: torch.dtype,
     states: Sequence[StateVector],
+    gpu_updates: bool = False,
     attention: Attention = Attention.AUTO,
     loss: Loss = Loss.WHOLE,
     trust_remote_code: bool = False,
@@ -58,6 +59,7 @@ def derive_profile(
         sequence_length: tokens of a row.
         dtype: compute type of weights and activations.
         states: what the optimizer keeps, master weights included.
+        gpu_updates: whether the optimizer can update states that live on the GPU.
         attention: the kernels of attention.
         loss: how head and loss are computed.
         trust_remote_code: whether code that comes with the model may run.
@@ -66,7 +68,13 @@ def derive_profile(
         ModelError: the config is not one of a causal LM, or the model cannot be cut into blocks.
     """
     outline = Outline(model_config, dtype, attention=attention, loss=loss, trust_remote_code=trust_remote_code)
-    return outline.profile(hardware, micro_batch_size=micro_batch_size, sequence_length=sequence_length, states=states)
+    return outline.profile(
+        hardware,
+        micro_batch_size=micro_batch_size,
+        sequence_length=sequence_length,
+        states=states,
+        gpu_updates=gpu_updates,
+    )
 
 
 @define(eq=False)
@@ -108,7 +116,13 @@ class Outline:
         return sum(block.parameters for block in self._model.blocks)
 
     def profile(
-        self, hardware: Hardware, *, micro_batch_size: int, sequence_length: int, states: Sequence[StateVector]
+        self,
+        hardware: Hardware,
+        *,
+        micro_batch_size: int,
+        sequence_length: int,
+        states: Sequence[StateVector],
+        gpu_updates: bool = False,
     ) -> Profile:
         """Profile the model on ``hardware``; arguments as for :func:`derive_profile`."""
         flop_rate, bandwidth = compute_rate(hardware), compute_bandwidth(hardware)
@@ -122,7 +136,7 @@ class Outline:
                 estimate=lambda flops, moved: max(flops / flop_rate, moved / bandwidth, LAUNCH_SECONDS * (moved > 0)),
             )
         return Profile(
-            machine=make_machine(hardware, states, self.dtype.itemsize),
+            machine=make_machine(hardware, states, self.dtype.itemsize, gpu_updates=gpu_updates),
             micro_batch_size=micro_batch_size,
             sequence_length=sequence_length,
             weight_bytes=self.dtype.itemsize,

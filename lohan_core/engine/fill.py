@@ -64,7 +64,13 @@ def fill_store(
 
 def fill_record(record: Record, block: BlockLayout, form: StateFormat, checkpoint: WeightSource) -> None:
     """Write a block's first states into a record of the whole block."""
-    checkpoint.read_block(block, record.values[MASTER])
-    record.values[WEIGHTS].copy_(record.values[MASTER])
+    masters = record.values[MASTER]
+    if masters.device.type == "cpu":
+        checkpoint.read_block(block, masters)
+    else:
+        read = torch.empty(block.elements, dtype=torch.float32)
+        checkpoint.read_block(block, read)
+        masters.copy_(read)
+    record.values[WEIGHTS].copy_(masters)
     for field in form.fields:
         record.values[field.name].fill_(field.initial)

@@ -1,4 +1,7 @@
-"""Gradients on the GPU: summed over micro-batches in fp32, rounded once to G16."""
+"""Gradients on the GPU: summed over micro-batches in fp32, rounded once to G16.
+
+Those of a layer whose states live there end in the place of its weights, which have been used by then.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lohan_core.engine.buffers import Buffers
+from lohan_core.engine.states import WEIGHTS, States
 from lohan_core.engine.step import StepData
 from lohan_core.layout import BlockLayout, ParameterSlot
 from lohan_core.schedule.task import Slot, Task
@@ -18,8 +22,11 @@ __all__ = ["Gradients"]
 class Gradients:
     """Writes a micro-batch's gradients into the slots that its task holds."""
 
-    def __init__(self, blocks: Sequence[BlockLayout], buffers: Buffers, dtype: torch.dtype) -> None:
+    def __init__(
+        self, blocks: Sequence[BlockLayout], buffers: Buffers, dtype: torch.dtype, states: States | None = None
+    ) -> None:
         self._blocks = blocks
+        self._at_home = {} if states is None else {i: record.values[WEIGHTS] for i, record in states.on_gpu.items()}
         self._buffers = buffers
         self._dtype = dtype
 
@@ -45,12 +52,14 @@ class Gradients:
 
     def finish(self, task: Task, data: StepData) -> None:
         """Round the block's sums to G16 and note their norm."""
-        target = self._flat(self._slots(task, "gradients")[0], self._dtype)
-        sums = self._slots(task, "sums")
-        if sums:
-            target.copy_(self._flat(sums[0], torch.float32)[: target.numel()])
         elements = self._blocks[task.block].elements
-        data.norms[task.block] = torch.linalg.vector_norm(target[:elements], dtype=torch.float32)
+        computed = self._sum_slot(task, position=0)[:elements]
+        target = self._at_home.get(task.block)
+        if target is None:
+            target = self._flat(self._slots(task, "gradients")[0], self._dtype)[:elements]
+        if target.data_ptr() != computed.data_ptr():
+            target.copy_(computed)
+        data.norms[task.block] = torch.linalg.vector_norm(target, dtype=torch.float32)
 
     def chunk(self, slot: Slot, start: int, stop: int) -> Tensor:
         """View elements ``start:stop`` of the G16 in a device slot."""

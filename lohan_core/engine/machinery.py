@@ -61,14 +61,17 @@ class Machinery:
     @property
     def defers_all(self) -> bool:
         """Whether a step leaves all its updates to the next one: its end then finds the step before, whole."""
-        updates = sum(task.op is Op.UPDATE for task in self.schedule.tasks)
-        return updates == sum(task.op is Op.UPDATE for task in self.updates_schedule.tasks)
+        return _updates(self.schedule) == _updates(self.updates_schedule)
 
     def describe(self) -> str:
         """Say which plan it is, and what it takes on each tier."""
         taken = ", ".join(f"{format_bytes(self.schedule.bytes_on(tier))} on {tier}" for tier in Tier)
-        unsaved = "" if self.workload.host_extents else "; states in host memory are not saved: no space on the drives"
+        unsaved = "" if self.workload.host_extents else "; states in memory are not saved: no space on the drives"
         return f"plan: {self.plan.planner}; {taken}{unsaved}"
+
+
+def _updates(schedule: Schedule) -> int:
+    return sum(task.op in {Op.UPDATE, Op.UPDATE_ON_GPU} for task in schedule.tasks)
 
 
 def build_machinery(
@@ -76,7 +79,7 @@ def build_machinery(
 ) -> Machinery:
     """Reserve all memory and wire the actions of every task.
 
-    States that live in host memory are read from the store; where it has no extents for them they begin anew.
+    States that live in memory are read from the store; where it has no extents for them they begin anew.
 
     Args:
         parts: the run's open parts.
@@ -96,12 +99,12 @@ def build_machinery(
     schedule = build_schedule(plan, profile, workload)
     buffers = Buffers(schedule, device)
     parts.storage.register([buffers.host_arena])
-    states = States(blocks, plan, parts.form, store, workload.chunk_elements, pin=pin)
+    states = States(blocks, plan, parts.form, store, workload.chunk_elements, device=device)
     for index in sorted(states.unstored):
         fill_record(states.resident[index], blocks[index], parts.form, parts.checkpoint)
     lanes = Lanes(device)
     weights = Weights(blocks, states, buffers, dtype)
-    gradients = Gradients(blocks, buffers, dtype)
+    gradients = Gradients(blocks, buffers, dtype, states)
     compute = Compute(parts.model, plan, weights, gradients, device)
     activations = Activations(
         [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],
@@ -118,6 +121,7 @@ def build_machinery(
         gradients=gradients,
         buffers=buffers,
         optimizer=parts.optimizer,
+        gpu_optimizer=parts.optimizer.on_device(device) if states.on_gpu else None,
         storage=parts.storage,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

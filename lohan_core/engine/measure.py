@@ -9,7 +9,7 @@ import psutil
 import torch
 from attrs import evolve
 
-from lohan_core.engine.rates import copy_rates, drive_rates, update_rates
+from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, update_rates
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.trace import trace_model
 from lohan_core.profile import BlockProfile, Machine, Profile, Subject
@@ -50,6 +50,7 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
         ssd_write_bytes_per_second=write,
         ssd_mixed_bytes_per_second=mixed,
         cpu_parameters_per_second=update_rate,
+        gpu_parameters_per_second=gpu_update_rate(subject.optimizer, form, device, seconds),
         gpu_bytes=gpu_bytes,
         host_bytes=psutil.virtual_memory().available,
         ssd_bytes=subject.storage.capacity().free_bytes,

@@ -21,7 +21,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.memory import allocate_host
 from lohan_core.units import format_bytes
 
-__all__ = ["copy_rates", "drive_rates", "update_rates"]
+__all__ = ["copy_rates", "drive_rates", "gpu_update_rate", "update_rates"]
 
 COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
@@ -29,6 +29,7 @@ IO_PIECES = 8
 WINDOW_BYTES = IO_BYTES * IO_PIECES
 MOST_IO_BYTES = 1 << 30
 LEAST_UPDATE_BYTES = 256 << 20
+GPU_UPDATE_ELEMENTS = 32 << 20
 CACHES = 8
 """An update is measured on so many times what the last cache holds: in a step, hardly any of it is still there."""
 UNDISTURBED = 0.97
@@ -169,6 +170,23 @@ def _repeat(run: Callable[[], None], stop: threading.Event) -> float:
         run()
         rounds += 1
     return rounds / (time.perf_counter() - began)
+
+
+def gpu_update_rate(optimizer: Optimizer, form: StateFormat, device: torch.device, seconds: float) -> float | None:
+    """Parameters a second of updates on the GPU; None without one, or where the optimizer has none for it."""
+    there = optimizer.on_device(device) if device.type == "cuda" else None
+    if there is None:
+        return None
+    buffer = torch.zeros(form.record_bytes(GPU_UPDATE_ELEMENTS), dtype=torch.uint8, device=device)
+    record = form.open_record(buffer, GPU_UPDATE_ELEMENTS)
+    states = {field.name: record.values[field.name] for field in form.fields}
+    parameters = Hyperparameters(step=1, lr=1e-4, weight_decay=0.0)
+
+    def run() -> None:
+        there.update(record.values[MASTER], states, record.values[WEIGHTS], record.values[WEIGHTS], parameters)
+        torch.cuda.synchronize(device)
+
+    return _rate(GPU_UPDATE_ELEMENTS, seconds, run)
 
 
 @frozen

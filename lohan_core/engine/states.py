@@ -1,4 +1,4 @@
-"""A model's states as the engine sees them: on the drives through the store, or resident in host memory."""
+"""A model's states as the engine sees them: on the drives through the store, or resident in host or GPU memory."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StateFormat:
 
 
 class Record:
-    """A slice of every vector of a block, in host memory: raw bytes for I/O, typed values for the optimizer."""
+    """A slice of every vector of a block, in memory: raw bytes for I/O, typed values for the optimizer."""
 
     def __init__(self, raw: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         self.raw = raw
@@ -92,11 +92,12 @@ class Record:
 class States:
     """Reads and writes chunks of states wherever the plan put them.
 
-    A block on ssd is moved chunk by chunk through the store. A block on host is one record that stays in memory; it
-    goes to the store when the engine makes a checkpoint.
+    A block on ssd is moved chunk by chunk through the store. A block on host or on the GPU is one record that stays
+    there; it goes to the store when the engine makes a checkpoint.
 
     Attributes:
-        resident: records of the blocks on host, by index.
+        resident: records of the blocks on host and on the GPU, by index.
+        on_gpu: those on the GPU.
         unstored: those of them for which the store has no extents. Whoever makes this fills them.
     """
 
@@ -108,7 +109,7 @@ class States:
         store: Store,
         chunk_elements: int,
         *,
-        pin: bool,
+        device: torch.device,
     ) -> None:
         self.form = form
         self.store = store
@@ -116,9 +117,17 @@ class States:
         self._chunk_elements = chunk_elements
         self.resident: dict[int, Record] = {}
         for block, decisions in zip(blocks, plan.blocks, strict=True):
-            if decisions.states is Tier.HOST and block.elements:
-                buffer = allocate_host(form.record_bytes(block.elements), pin=pin)
-                self.resident[block.index] = form.open_record(buffer, block.elements)
+            if decisions.states is Tier.SSD or not block.elements:
+                continue
+            size = form.record_bytes(block.elements)
+            if decisions.states is Tier.HOST:
+                buffer = allocate_host(size, pin=device.type == "cuda")
+            else:
+                buffer = torch.empty(size, dtype=torch.uint8, device=device)
+            self.resident[block.index] = form.open_record(buffer, block.elements)
+        self.on_gpu = {
+            index: record for index, record in self.resident.items() if plan.blocks[index].states is Tier.GPU
+        }
         self.unstored = frozenset(index for index in self.resident if extent_name(MASTER, index) not in store.extents)
         saved = self.resident.keys() - self.unstored
         self._saving_elements = saving_elements(form.vectors, max(block.elements for block in blocks))
@@ -197,7 +206,7 @@ def parameters_in_store(
         form: which vectors a block has.
         chunk_elements: how much is read at once.
         dtype: what is yielded.
-        resident: blocks whose masters are newer in host memory.
+        resident: blocks whose masters are newer in memory.
     """
     scratch = allocate_host(form.states[0].extent_bytes(chunk_elements), pin=False)
     for block in blocks:

@@ -58,6 +58,7 @@ class Updates:
         gradients: Gradients,
         buffers: Buffers,
         optimizer: Optimizer,
+        gpu_optimizer: Optimizer | None,
         storage: Storage,
         weight_decay: float,
         max_grad_norm: float | None,
@@ -69,6 +70,7 @@ class Updates:
         self._gradients = gradients
         self._buffers = buffers
         self._optimizer = optimizer
+        self._gpu_optimizer = gpu_optimizer
         self._storage = storage
         self._weight_decay = weight_decay
         self._max_grad_norm = max_grad_norm
@@ -94,6 +96,7 @@ class Updates:
             Op.NORM: self.norm,
             Op.READ_STATES: self.read,
             Op.UPDATE: self.update,
+            Op.UPDATE_ON_GPU: self.update_on_gpu,
             Op.WRITE_STATES: self.write,
         }
 
@@ -134,17 +137,30 @@ class Updates:
         self._states.read(task.block, chunk, self._record(task, chunk), names)
 
     def update(self, task: Task) -> None:
-        """cpu: one chunk, in spans of equal hyperparameters."""
+        """cpu: one chunk."""
         chunk = self._chunk(task)
         gradient = self._host_gradient(task, chunk)
         resident = self._states.resident.get(task.block)
         record, base = (resident, 0) if resident is not None else (self._record(task, chunk), chunk.start)
+        self._update(self._optimizer, task.block, chunk, record=record, base=base, gradient=gradient)
+
+    def update_on_gpu(self, task: Task) -> None:
+        """gpu: a whole layer, whose gradients are in the place of its weights."""
+        assert self._gpu_optimizer is not None  # noqa: S101 - no plan has states there otherwise
+        record = self._states.on_gpu[task.block]
+        whole = Chunk(index=0, start=0, stop=self._blocks[task.block].elements)
+        self._update(self._gpu_optimizer, task.block, whole, record=record, base=0, gradient=record.values[WEIGHTS])
+
+    def _update(
+        self, optimizer: Optimizer, block: int, chunk: Chunk, *, record: Record, base: int, gradient: Tensor
+    ) -> None:
+        """Update a chunk in spans of equal hyperparameters; ``record`` begins at element ``base`` of the block."""
         form = self._states.form
-        terms = self.data.deferred if task.block in self._deferred else self.data.terms
+        terms = self.data.deferred if block in self._deferred else self.data.terms
         assert terms is not None  # noqa: S101 - the engine gives them with a schedule that has deferred updates
-        for start, stop, decays in self._blocks[task.block].spans(chunk):
+        for start, stop, decays in self._blocks[block].spans(chunk):
             values = record.slice(start - base, stop - base, form.vectors)
-            self._optimizer.update(
+            optimizer.update(
                 values.pop(MASTER),
                 {field.name: values[field.name] for field in form.fields},
                 gradient[start - chunk.start : stop - chunk.start],

@@ -24,7 +24,7 @@ class Weights:
         self._states = states
         self._buffers = buffers
         self._dtype = dtype
-        self._views: dict[tuple[int, Slot], dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, Slot | None], dict[str, Tensor]] = {}
 
     @property
     def actions(self) -> dict[Op, Action]:
@@ -48,11 +48,15 @@ class Weights:
         target[chunk.start : chunk.stop].copy_(self._host_chunk(task, chunk.elements), non_blocking=True)
 
     def views(self, task: Task) -> Mapping[str, Tensor]:
-        """Return the block's parameters by name, as leaves that require grad, in the slot that the task touches."""
-        slot = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+        """Return the block's parameters by name, as leaves that require grad.
+
+        They are in the slot that the task touches, or, where the block's states live on the GPU, among those.
+        """
+        slot = next((slot for slot in task.touches if slot.pool.endswith("weights")), None)
         key = task.block, slot
         if key not in self._views:
-            block, flat = self._blocks[task.block], self._flat(slot)
+            block = self._blocks[task.block]
+            flat = self._states.on_gpu[task.block].values[WEIGHTS] if slot is None else self._flat(slot)
             parameters = [(entry.name, 0, entry) for entry in block.slots]
             parameters += [(entry.name, self._offset(task.block, entry.owner), entry.slot) for entry in block.borrowed]
             self._views[key] = {

@@ -46,7 +46,9 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     )
     states = StateFormat(optimizer, dtype).states
     case = _case(config, registry, states, dtype)
-    asker = _Asker(hardware, states, config.data.sequence_length, dtype, report)
+    asker = _Asker(
+        hardware, states, config.data.sequence_length, dtype, report, gpu_updates="cuda" in optimizer.gpu_types
+    )
     outline = Outline(
         model_config, dtype, attention=config.model.attention, loss=config.model.loss, trust_remote_code=trust
     )
@@ -130,7 +132,10 @@ class _Asker:
         sequence_length: int,
         dtype: torch.dtype,
         report: Report,
+        *,
+        gpu_updates: bool,
     ) -> None:
+        self._gpu_updates = gpu_updates
         self._hardware = hardware
         self._states = states
         self._sequence_length = sequence_length
@@ -147,6 +152,7 @@ class _Asker:
                 micro_batch_size=micro_batch_size,
                 sequence_length=self._sequence_length,
                 states=self._states,
+                gpu_updates=self._gpu_updates,
             )
 
         return derive

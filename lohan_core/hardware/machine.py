@@ -28,15 +28,18 @@ def update_bytes(states: Sequence[StateVector], weight_bytes: int) -> float:
     return 2 * sum(state.value_bytes / state.elements_per_value for state in states) + 2 * weight_bytes
 
 
-def make_machine(hardware: Hardware, states: Sequence[StateVector], weight_bytes: int) -> Machine:
-    """Turn published figures into lanes.
+def make_machine(
+    hardware: Hardware, states: Sequence[StateVector], weight_bytes: int, *, gpu_updates: bool = False
+) -> Machine:
+    """Turn published figures into lanes; ``gpu_updates``: whether the optimizer can update on the GPU too.
 
     Without a GPU a copy to or from "the GPU" is one within main memory, which is read and written for each byte; and
     both tiers are that one memory, as where a profile is measured.
     """
     host, gpu = hardware.host, hardware.gpu
     read, write, mixed = _drive_rates(hardware.drives)
-    update_rate = host.update_rate or host.memory_bandwidth / update_bytes(states, weight_bytes)
+    moved = update_bytes(states, weight_bytes)
+    update_rate = host.update_rate or host.memory_bandwidth / moved
     host_bytes = host.memory - host.reserved
     return Machine(
         name=hardware.name,
@@ -47,6 +50,7 @@ def make_machine(hardware: Hardware, states: Sequence[StateVector], weight_bytes
         ssd_write_bytes_per_second=write,
         ssd_mixed_bytes_per_second=mixed,
         cpu_parameters_per_second=update_rate,
+        gpu_parameters_per_second=gpu.memory_bandwidth / moved if gpu and gpu_updates else None,
         gpu_bytes=gpu.memory - gpu.reserved if gpu else host_bytes,
         host_bytes=host_bytes,
         ssd_bytes=hardware.drives.count * hardware.drives.capacity,

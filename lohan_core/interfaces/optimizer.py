@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, optional
@@ -81,7 +81,12 @@ class Hyperparameters:
 
 
 class Optimizer(ABC):
-    """Updates flat slices of parameters. One call at a time; it may use ``threads`` cores inside the call."""
+    """Updates flat slices of parameters in host memory. One call at a time; it may use ``threads`` cores inside it."""
+
+    device_type = "cpu"
+    """Where the tensors are."""
+    gpu_types: ClassVar[frozenset[str]] = frozenset()
+    """Types of GPU for which :meth:`on_device` has one, where what it needs is installed: ``{"cuda"}``."""
 
     @property
     @abstractmethod
@@ -99,7 +104,7 @@ class Optimizer(ABC):
         """Update n parameters in place, in one pass, and emit their compute weights.
 
         Args:
-            master: fp32, shape (n,), contiguous, host; updated in place.
+            master: fp32, shape (n,), contiguous, on the optimizer's kind of device, as all others; updated in place.
             states: one tensor per field, shape (ceil(n / elements_per_value),); updated in place.
             gradient: bf16 or fp32, shape (n,); only read.
             weights: bf16 or fp32, shape (n,); receives the new master, rounded to nearest even. It may be the very
@@ -111,6 +116,15 @@ class Optimizer(ABC):
         """
         self._check(master, states, gradient, weights)
         self._update(master, states, gradient, weights, hyperparameters)
+
+    def on_device(self, device: torch.device) -> Optimizer | None:
+        """Return one for tensors on ``device``, of the same rule and fields, whose results are the same to the bit.
+
+        Plans may then have states there. It is called at the same time as this one, from another thread; its updates
+        are issued in the device's current stream. None (the default): there is none.
+        """
+        del device
+        return None
 
     def describe(self) -> str:
         """One line for the run's log: the rule, and what carries it out."""
@@ -133,8 +147,8 @@ class Optimizer(ABC):
                     f"state {name!r} is {states[name].dtype}[{states[name].numel()}], want {dtype}[{length}]"
                 )
         for label, tensor in {"master": master, "gradient": gradient, "weights": weights, **states}.items():
-            if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dim() != 1:
-                raise ValueError(f"{label} must be a contiguous 1-D host tensor")
+            if tensor.device.type != self.device_type or not tensor.is_contiguous() or tensor.dim() != 1:
+                raise ValueError(f"{label} must be a contiguous 1-D tensor on {self.device_type}")
         if str(master.dtype) != "torch.float32":
             raise ValueError(f"master is {master.dtype}, want torch.float32")
         for label, tensor in {"gradient": gradient, "weights": weights}.items():

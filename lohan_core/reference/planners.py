@@ -20,7 +20,8 @@ class ReferencePlannerConfig:
     """Where things wait; the planner itself decides only what is kept. Updates that must wait are deferred if they may.
 
     Attributes:
-        states: Where weights and optimizer states live: `ssd` or `host`.
+        states: Where weights and optimizer states live: `ssd`, `host`, or `gpu` for those of layers, with the others in
+            host memory.
         inputs: Where each block's input waits for backward: `gpu`, `host` or `ssd`.
         candidates: Where `keep_all` puts the operators' outputs: `gpu`, `host` or `ssd`.
     """
@@ -45,12 +46,15 @@ class _ReferencePlanner(Planner):
 
     def _decide(self, block: BlockProfile, workload: Workload) -> BlockPlan:
         config = self._config
+        states = config.states
+        if states is Tier.GPU and block.role != "layer":
+            states = Tier.HOST
         kept = {c.index: config.candidates for c in block.candidates} if self._keeps else {}
         return BlockPlan(
-            states=config.states,
+            states=states,
             inputs=config.inputs,
             keep=kept,
-            gradients=config.states,
+            gradients=Tier.SSD if states is Tier.SSD else Tier.HOST,
             deferred=workload.clips and workload.may_defer,
         )
 

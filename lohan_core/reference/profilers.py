@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, le, optional
 
 from lohan_core.errors import ConfigError
@@ -67,7 +67,7 @@ class FileProfiler(Profiler):
         """Read the file. Raises ConfigError if it is missing, malformed, or of another model."""
         path = self._config.path
         if path is not None and path.suffix == ".json":
-            return _read_profile(path, subject)
+            return _without_missing_updates(_read_profile(path, subject), subject)
         return self._derive(subject)
 
     def _derive(self, subject: Subject) -> Profile:
@@ -85,6 +85,7 @@ class FileProfiler(Profiler):
             sequence_length=length,
             dtype=subject.model.dtype,
             states=StateFormat(subject.optimizer, subject.model.dtype).states,
+            gpu_updates=subject.optimizer.on_device(subject.model.device) is not None,
             attention=subject.model.attention,
             loss=subject.model.loss,
             trust_remote_code=True,  # if the model has any, it was run to make the subject
@@ -104,6 +105,14 @@ def _read_profile(path: Path, subject: Subject) -> Profile:
     if measured != present:
         raise ConfigError(f"profiler.path: {path} is the profile of another model: its blocks differ")
     return profile
+
+
+def _without_missing_updates(profile: Profile, subject: Subject) -> Profile:
+    """Leave no states on the GPU to a plan if the optimizer at hand cannot update them there, as another may have."""
+    machine = profile.machine
+    if machine.gpu_parameters_per_second is None or subject.optimizer.on_device(subject.model.device) is not None:
+        return profile
+    return evolve(profile, machine=evolve(machine, gpu_parameters_per_second=None))
 
 
 class MeasuredProfiler(Profiler):

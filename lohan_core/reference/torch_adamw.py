@@ -60,6 +60,10 @@ class TorchAdamW(Optimizer):
             StateField(name="exp_avg_sq", dtype=torch.float32),
         )
 
+    def on_device(self, device: torch.device) -> TorchAdamW | None:
+        """Itself where the device is the CPU. torch's GPU kernels fuse other multiplications with additions."""
+        return self if device.type == "cpu" else None
+
     def describe(self) -> str:
         """The rule, and what carries it out."""
         import torch

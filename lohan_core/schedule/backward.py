@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from lohan_core.plan import Tier
 from lohan_core.profile import Role
-from lohan_core.schedule.sizes import kept_bytes
+from lohan_core.schedule.sizes import gradients_wait, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
-from lohan_core.schedule.update import LeavingGradients
+from lohan_core.schedule.update import WHOLE, LeavingGradients, emit_update_on_gpu
 from lohan_core.schedule.weights import load_weights, unload_weights
 
 __all__ = ["emit_backward"]
@@ -135,8 +136,10 @@ def _emit_block(
     first, last = micro_batch == state.micro_batches[0], micro_batch == state.micro_batches[-1]
     taken = [*gradients, *(also or [])]
     slots = tuple(slot for slot, _ in taken)
-    # G16 itself is given back by its last download; a block that owns nothing has none.
-    gives = [slot for slot, _ in gradients if slot.pool.endswith("sums") or not block.elements]
+    # G16 itself is given back by its last download. A block that owns nothing has none; and where states live on the
+    # GPU, the last task puts G16 in the place of the weights.
+    stays = not block.elements or state.decisions(index).states is Tier.GPU
+    gives = [slot for slot, _ in gradients if stays or slot.pool.endswith("sums")]
     made = state.builder.add(
         op,
         block=index,
@@ -148,9 +151,9 @@ def _emit_block(
             state.made[source, micro_batch],
             *(task for _, free in taken for task in free if first),
         ),
-        touches=(loaded.slot, *slots),
+        touches=(*loaded.slots, *slots),
         takes=tuple(slot for slot, free in taken if slot not in state.held) if first else (),
-        gives=(loaded.slot, *gives) if last else (),
+        gives=(*loaded.slots, *gives) if last else (),
     )
     if first:
         state.held.update(slots)
@@ -167,4 +170,8 @@ def _finish_block(state: StepState, index: int, gradients: list[tuple[Slot, tupl
     (slot, _), *sums = gradients
     for sum_slot, _ in sums:
         state.builder.rings[sum_slot.pool].release(sum_slot, [last])
+    if state.decisions(index).states is Tier.GPU:
+        state.waiting[index, WHOLE] = (last,)
+        if state.block(index).elements and not gradients_wait(state.workload, state.decisions(index)):
+            emit_update_on_gpu(state, index)
     return LeavingGradients(state, index, slot)

@@ -44,8 +44,8 @@ def _emit_prelude(state: StepState) -> None:
             micro_batch=micro_batch,
             work=state.block(0).seconds,
             after=state.loaded[0].uploads,
-            touches=(state.loaded[0].slot,),
-            gives=(state.loaded[0].slot,) if micro_batch == state.micro_batches[-1] else (),
+            touches=state.loaded[0].slots,
+            gives=state.loaded[0].slots if micro_batch == state.micro_batches[-1] else (),
         )
     unload_weights(state, 0, state.made[0, state.micro_batches[-1]])
 
@@ -65,8 +65,8 @@ def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[i
             state.made[index - 1, micro_batch],
             *offloads[-OFFLOADS_IN_FLIGHT : 1 - OFFLOADS_IN_FLIGHT],
         ),
-        touches=(loaded.slot,),
-        gives=(loaded.slot,) if last and leaves else (),
+        touches=loaded.slots,
+        gives=loaded.slots if last and leaves else (),
     )
     state.made[index, micro_batch] = made
     if keeps:
@@ -104,7 +104,7 @@ def _emit_scores(state: StepState) -> None:
             micro_batch=micro_batch,
             work=state.block(index).seconds,
             after=(*loaded.uploads, state.made[index - 1, micro_batch]),
-            touches=(loaded.slot,),
-            gives=(loaded.slot,) if micro_batch == state.micro_batches[-1] else (),
+            touches=loaded.slots,
+            gives=loaded.slots if micro_batch == state.micro_batches[-1] else (),
         )
     unload_weights(state, index, state.made[index, state.micro_batches[-1]])

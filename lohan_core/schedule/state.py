@@ -18,9 +18,12 @@ __all__ = ["Loaded", "StepState"]
 
 @define
 class Loaded:
-    """A block's weights on the GPU: their slot, and the uploads that must finish before they are used."""
+    """A block's weights on the GPU: their slot, and the tasks that must finish before they are used.
 
-    slot: Slot
+    No slot where they live on the GPU; the task is then the update that made them, if any.
+    """
+
+    slots: tuple[Slot, ...]
     uploads: tuple[int, ...]
 
 
@@ -43,7 +46,10 @@ class StepState:
     held: set[Slot] = field(factory=set)
     """Gradient slots whose tenure has begun."""
     waiting: dict[tuple[int, int], tuple[int, ...]] = field(factory=dict)
-    """(block, chunk) to the task that put its G16 where it waits for the update; none if an earlier step did."""
+    """(block, chunk) to the task that put its G16 where it waits for the update; none if an earlier step did.
+
+    Chunk -1 is the whole of a block whose states live on the GPU.
+    """
     pending: set[int] = field(factory=set)
     """Blocks with a deferred update of the step before that is still to be emitted."""
     written: dict[tuple[int, int], int] = field(factory=dict)

@@ -58,6 +58,8 @@ class Op(StrEnum):
     """ssd_read: a chunk of P32 and OS32 into a host slot."""
     UPDATE = "update"
     """cpu: a chunk's gradients into its states; fresh P16 out."""
+    UPDATE_ON_GPU = "update_on_gpu"
+    """gpu: the same, of a whole layer whose states live there."""
     WRITE_STATES = "write_states"
     """ssd_write: a chunk of P32, OS32 and P16 back."""
 
@@ -79,6 +81,7 @@ LANE_OF: Mapping[Op, Lane] = {
     Op.NORM: Lane.CPU,
     Op.READ_STATES: Lane.SSD_READ,
     Op.UPDATE: Lane.CPU,
+    Op.UPDATE_ON_GPU: Lane.GPU,
     Op.WRITE_STATES: Lane.SSD_WRITE,
 }
 

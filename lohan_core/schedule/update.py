@@ -15,13 +15,19 @@ from lohan_core.schedule.task import Op, Slot
 from lohan_core.states import chunk_record_bytes
 
 __all__ = [
+    "WHOLE",
     "LeavingGradients",
     "Updated",
     "begin_waiting_update",
     "emit_deferred_updates",
+    "emit_update_on_gpu",
     "emit_waiting_updates",
     "emit_write",
 ]
+
+
+WHOLE = -1
+"""Stands for all chunks of a block."""
 
 
 @frozen
@@ -71,6 +77,8 @@ def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[in
         Each chunk's download; after the last the device slot is free.
     """
     chunks, decisions = state.chunks(index), state.decisions(index)
+    if decisions.states is Tier.GPU:
+        return  # they are where they wait already
     waits = gradients_wait(state.workload, decisions)
     in_place = decisions.states is Tier.HOST  # where the weights are: nobody reads those before they are updated
     for chunk in chunks:
@@ -109,15 +117,35 @@ def emit_waiting_updates(state: StepState) -> None:
     norm = len(state.builder.tasks) - 1
     for index in (state.postlude, *reversed(state.layers), 0):
         if state.updates_after_backward(index):
-            for chunk in state.chunks(index):
-                emit_write(state, begin_waiting_update(state, index, chunk, after=(norm,)))
+            _emit_waiting_update(state, index, after=(norm,))
 
 
 def emit_deferred_updates(state: StepState, blocks: Iterable[int]) -> None:
     """Emit deferred updates alone, without the forward that they are usually part of."""
     for index in blocks:
-        for chunk in state.chunks(index):
-            emit_write(state, begin_waiting_update(state, index, chunk))
+        _emit_waiting_update(state, index)
+
+
+def _emit_waiting_update(state: StepState, index: int, *, after: tuple[int, ...] = ()) -> None:
+    chunks = state.chunks(index)
+    if chunks and state.decisions(index).states is Tier.GPU:
+        emit_update_on_gpu(state, index, after=after)
+        return
+    for chunk in chunks:
+        emit_write(state, begin_waiting_update(state, index, chunk, after=after))
+
+
+def emit_update_on_gpu(state: StepState, index: int, *, after: tuple[int, ...] = ()) -> int:
+    """Emit the update of a layer whose states live on the GPU, and return it."""
+    rate = state.profile.machine.gpu_parameters_per_second
+    if rate is None:
+        raise ValueError(f"block {index}: states on the GPU, and the profile has no rate of updates there")
+    return state.builder.add(
+        Op.UPDATE_ON_GPU,
+        block=index,
+        work=state.block(index).elements / rate,
+        after=(*state.waiting.get((index, WHOLE), ()), *after),
+    )
 
 
 def begin_waiting_update(state: StepState, index: int, chunk: Chunk, *, after: tuple[int, ...] = ()) -> Updated:

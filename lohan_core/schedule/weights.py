@@ -1,4 +1,7 @@
-"""Weights onto the GPU: from host memory, through staging from the drives, or straight from a deferred update."""
+"""Weights onto the GPU: from host memory, through staging from the drives, or straight from a deferred update.
+
+Those that live there are there already, and are only updated.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from lohan_core.plan import Tier
 from lohan_core.profile import Role
 from lohan_core.schedule.state import Loaded, StepState
 from lohan_core.schedule.task import Op, Slot
-from lohan_core.schedule.update import begin_waiting_update, emit_write
+from lohan_core.schedule.update import begin_waiting_update, emit_update_on_gpu, emit_write
 
 __all__ = ["load_weights", "unload_weights"]
 
@@ -22,19 +25,24 @@ def load_weights(state: StepState, index: int) -> None:
     """
     if index in state.loaded:
         return
+    if state.decisions(index).states is Tier.GPU:
+        updates = [emit_update_on_gpu(state, index)] if index in state.pending else []
+        state.pending.discard(index)
+        state.loaded[index] = Loaded((), tuple(updates))
+        return
     pool = "weights" if state.block(index).role is Role.LAYER else "edge_weights"
     slot, free = state.builder.rings[pool].acquire()
     uploads: list[int] = []
     for source in (index, *state.block(index).borrows):
         if state.block(source).elements:
             uploads.extend(_Way(state, index, source, slot, free, takes=not uploads).emit())
-    state.loaded[index] = Loaded(slot, tuple(uploads))
+    state.loaded[index] = Loaded((slot,), tuple(uploads))
 
 
 def unload_weights(state: StepState, index: int, after: int) -> None:
     """Give a block's device slot back once the task ``after`` is finished."""
-    loaded = state.loaded.pop(index)
-    state.builder.rings[loaded.slot.pool].release(loaded.slot, [after])
+    for slot in state.loaded.pop(index).slots:
+        state.builder.rings[slot.pool].release(slot, [after])
 
 
 @define

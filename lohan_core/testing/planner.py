@@ -82,6 +82,7 @@ def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidat
             ssd_write_bytes_per_second=0.7 * drives,
             ssd_mixed_bytes_per_second=1.1 * drives,
             cpu_parameters_per_second=1e9,
+            gpu_parameters_per_second=None if seed % 2 else 2e10,
             gpu_bytes=24 * 2**30,
             host_bytes=128 * 2**30,
             ssd_bytes=2**40,

@@ -93,7 +93,7 @@ def test_states_on_both_tiers_of_which_nothing_is_saved(tmp_path):
     row, state_bytes = result.rows[0], 14 * result.parameters
     assert row.planned_ssd_bytes <= 1 << 20
     assert 0 < row.planned_host_bytes <= 2500 << 10
-    assert row.plan.endswith("states in host memory are not saved: no space on the drives")
+    assert row.plan.endswith("states in memory are not saved: no space on the drives")
     assert 0 < row.drives.write_bytes < state_bytes
     elsewhere = bench(tmp_path, batch_sizes=(4,), steps=2, warm_up=1)
     assert row.losses == elsewhere.rows[0].losses

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.lane_model import LANE_OF, Phase, Resource, lane_limits, plan_amounts, step_lane_seconds
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
+from lohan_core.profile import Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Op
@@ -36,19 +37,21 @@ def problems(data):
 
 def plans(profile):
     tiers = st.sampled_from(Tier)
-    places = st.sampled_from([(Tier.HOST, Tier.HOST), (Tier.SSD, Tier.HOST), (Tier.SSD, Tier.SSD)])
 
-    def block(candidates):
+    def block(role, candidates):
+        places = [(Tier.HOST, Tier.HOST), (Tier.SSD, Tier.HOST), (Tier.SSD, Tier.SSD)]
+        if role is Role.LAYER and profile.machine.gpu_parameters_per_second is not None:
+            places += [(Tier.GPU, Tier.HOST)]
         keep = st.dictionaries(st.sampled_from([c.index for c in candidates]), tiers) if candidates else st.just({})
         return st.builds(
             lambda place, **others: BlockPlan(states=place[0], gradients=place[1], **others),
-            places,
+            st.sampled_from(places),
             inputs=tiers,
             keep=keep,
             deferred=st.booleans(),
         )
 
-    blocks = st.tuples(*(block(entry.candidates) for entry in profile.blocks))
+    blocks = st.tuples(*(block(entry.role, entry.candidates) for entry in profile.blocks))
     return st.builds(lambda chosen: Plan(planner="random", blocks=chosen), blocks)
 
 

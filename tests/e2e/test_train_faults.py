@@ -13,8 +13,8 @@ SERIAL = {"run": {"update": "serial"}, "optimizer": {"max_grad_norm": None}}
     ("fault", "instants", "changes"),
     [
         # How many transfers pass before one fails: the first 96 of each kind are the profiler's; 60 writes import the
-        # model, and as many reads verify it; a step takes some eighty of each. States in memory are saved by a few dozen,
-        # and a second start needs no profile.
+        # model, and as many reads verify it; a step takes some eighty of each. States in memory are saved by a few
+        # dozen, and a second start needs no profile.
         (("write", "EIO"), (130, 250, 250), {}),
         (("write", "ENOSPC"), (110, 300), {}),
         (("read", "EIO"), (150, 300, 300), {}),

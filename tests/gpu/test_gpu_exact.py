@@ -13,6 +13,7 @@ pytestmark = pytest.mark.gpu
 PLANNERS = {
     "keep nothing": {"backend": "keep_nothing"},
     "keep nothing, states on host": {"backend": "keep_nothing", "states": "host", "inputs": "gpu"},
+    "keep nothing, states on gpu": {"backend": "keep_nothing", "states": "gpu"},
     "keep all on gpu": {"backend": "keep_all", "candidates": "gpu", "inputs": "gpu"},
     "keep all on host": {"backend": "keep_all", "candidates": "host", "states": "host"},
     "keep all on ssd": {"backend": "keep_all", "candidates": "ssd", "inputs": "ssd"},
@@ -62,7 +63,10 @@ def test_several_micro_batches_are_summed_in_fp32(*, tmp_path, models, backends,
     check_gradients(tmp_path, models["mixtral"], batch, backends, device=cuda, dtype=dtype, planner=planner)
 
 
-@pytest.mark.parametrize("planner", ["keep nothing, states on host", "keep all on host", "keep all on ssd", "dice 2"])
+@pytest.mark.parametrize(
+    "planner",
+    ["keep nothing, states on host", "keep nothing, states on gpu", "keep all on host", "keep all on ssd", "dice 2"],
+)
 @pytest.mark.parametrize("slow", GPU_LANES)
 def test_no_lane_overtakes_what_it_waits_for(*, tmp_path, models, backends, cuda, slow, planner):
     """Holding a stream up before each of its tasks would let the others run into it, were a dependency missing."""

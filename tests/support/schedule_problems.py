@@ -39,6 +39,7 @@ def machines(draw) -> Machine:
         ssd_write_bytes_per_second=write,
         ssd_mixed_bytes_per_second=draw(st.floats(0.3, 1)) * (read + write),
         cpu_parameters_per_second=draw(rate),
+        gpu_parameters_per_second=draw(rate),
         gpu_bytes=MACHINE.gpu_bytes,
         host_bytes=MACHINE.host_bytes,
         ssd_bytes=MACHINE.ssd_bytes,
@@ -97,7 +98,7 @@ def profiles(draw) -> Profile:
 def block_plans(draw, block: BlockProfile) -> BlockPlan:
     """Any decisions for a block."""
     tiers = st.sampled_from((None, *Tier))
-    states = draw(st.sampled_from((Tier.HOST, Tier.SSD)))
+    states = draw(st.sampled_from(tuple(Tier) if block.role is Role.LAYER else (Tier.HOST, Tier.SSD)))
     kept = {candidate.index: draw(tiers) for candidate in block.candidates}
     return BlockPlan(
         states=states,

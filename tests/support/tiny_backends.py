@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
+import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
@@ -29,6 +30,7 @@ MACHINE = Machine(
     ssd_write_bytes_per_second=2e9,
     ssd_mixed_bytes_per_second=4e9,
     cpu_parameters_per_second=1e9,
+    gpu_parameters_per_second=2e10,
     gpu_bytes=2**34,
     host_bytes=2**34,
     ssd_bytes=2**34,
@@ -42,9 +44,14 @@ class RecorderConfig(OptimizerConfig):
 
 @define
 class Recorder(Optimizer):
-    """Changes no weight and writes down every gradient it is given, in the order of the schedule's updates."""
+    """Changes no weight and writes down every gradient it is given, in the order of the schedule's updates.
+
+    ``there``: what was updated where the GPU computes.
+    """
 
     calls: list[tuple[Tensor, Hyperparameters]] = field(factory=list)
+    device_type: str = "cpu"
+    there: Recorder | None = None
 
     @property
     def fields(self) -> tuple[StateField, ...]:
@@ -60,8 +67,13 @@ class Recorder(Optimizer):
         hyperparameters: Hyperparameters,
     ) -> None:
         del states
-        self.calls.append((gradient.clone(), hyperparameters))
+        self.calls.append((gradient.to("cpu", copy=True), hyperparameters))
         weights.copy_(master)
+
+    def on_device(self, device: torch.device) -> Recorder:
+        """One more, with a list of its own."""
+        self.there = Recorder(device_type=device.type)
+        return self.there
 
 
 @frozen(kw_only=True)
@@ -86,7 +98,7 @@ class DicePlanner(Planner):
 
 def roll_block(dice: random.Random, block) -> BlockPlan:
     """Decide for one block: a candidate is kept on each tier, or recomputed, with equal chances."""
-    states = dice.choice((Tier.HOST, Tier.SSD))
+    states = dice.choice(tuple(Tier) if block.role is Role.LAYER else (Tier.HOST, Tier.SSD))
     kept = {candidate.index: dice.choice((None, *Tier)) for candidate in block.candidates if block.role is Role.LAYER}
     return BlockPlan(
         states=states,

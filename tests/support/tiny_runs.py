@@ -64,13 +64,18 @@ def recorded_gradients(engine: Engine, recorder: Recorder) -> dict[str, Tensor]:
     decided = engine.plan, engine.profile, engine.workload
     tasks = [*build_schedule(*decided, pending=False).tasks, *build_updates(*decided).tasks]
     flat = [torch.zeros(block.elements, dtype=engine.model.dtype) for block in engine.model.blocks]
-    calls = iter(recorder.calls)
+    calls = {
+        Op.UPDATE: iter(recorder.calls),
+        Op.UPDATE_ON_GPU: iter(recorder.there.calls if recorder.there is not None else ()),
+    }
     for task in tasks:
-        if task.op is Op.UPDATE:
+        if task.op in calls:
             block = engine.model.blocks[task.block]
-            for start, stop, _ in block.spans(block.chunks(engine.workload.chunk_elements)[task.chunk]):
-                flat[task.block][start:stop] = next(calls)[0]
-    assert next(calls, None) is None
+            chunks = block.chunks(engine.workload.chunk_elements)
+            for chunk in [chunks[task.chunk]] if task.op is Op.UPDATE else block.chunks(block.elements):
+                for start, stop, _ in block.spans(chunk):
+                    flat[task.block][start:stop] = next(calls[task.op])[0]
+    assert all(next(left, None) is None for left in calls.values())
     return {
         slot.name: flat[block.index][slot.offset : slot.stop].view(slot.shape)
         for block in engine.model.blocks

@@ -8,7 +8,7 @@ const OP_COLOURS = {
   fetch_weights: "#7cc9be", upload_weights: "#2a9d8f",
   offload: "#f2b264", spill: "#d9822b", unspill: "#c06a1a", upload: "#e69a4a",
   download_gradient: "#e79ab8", spill_gradient: "#cc6f97", fetch_gradient: "#b85584", norm: "#93386a",
-  read_states: "#a9cf8e", update: "#6a994e", write_states: "#47752f",
+  read_states: "#a9cf8e", update: "#6a994e", update_on_gpu: "#6a994e", write_states: "#47752f",
 };
 const LANE_COLOURS = Object.fromEntries(
   ["gpu", "h2d", "d2h", "ssd_read", "ssd_write", "cpu"].map((lane) =>
@@ -211,7 +211,8 @@ function drawSweep() {
   legend("curves", "in host memory", [
     ...curves.map((curve, index) => [
       `states of ${curve.host_states}, gradients of ${curve.host_gradients} of ${blocks} blocks, ` +
-        `updates of ${curve.deferred} deferred`, colour(index)]),
+        `updates of ${curve.deferred} deferred` +
+        (curve.gpu_states ? `; states of ${curve.gpu_states} on the GPU` : ""), colour(index)]),
     ["dashed: by the published equations", PAPER_COLOUR],
   ]);
   const labels = marks.map((mark, index) => ({

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import ClassVar
 
 import torch
 
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, StateField
 from lohan_optim_cpuadam import _native
+from lohan_optim_cpuadam.agreement import same_bits
 from lohan_optim_cpuadam.config import CpuAdamConfig, Simd
 
 __all__ = ["CpuAdam"]
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {torch.float32: _native.DType.FLOAT32, torch.bfloat16: _native.DType.BFLOAT16}
 
@@ -24,6 +30,8 @@ class CpuAdam(Optimizer):
     and touches no other; a finite one whose square overflows makes ``exp_avg_sq`` infinite, and the parameter then only
     decays, as in torch. Every NaN written is the canonical quiet one.
     """
+
+    gpu_types: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     def __init__(self, config: CpuAdamConfig, *, threads: int) -> None:
         paths: list[str] = _native.supported_paths()
@@ -41,6 +49,20 @@ class CpuAdam(Optimizer):
             StateField(name="exp_avg", dtype=torch.float32),
             StateField(name="exp_avg_sq", dtype=torch.float32),
         )
+
+    def on_device(self, device: torch.device) -> Optimizer | None:
+        """One more of these for the CPU; for a CUDA device, the Triton kernel, where it gives this kernel's bits."""
+        if device.type == "cpu":
+            return CpuAdam(self._config, threads=self._native.threads)
+        if device.type != "cuda" or find_spec("triton") is None:
+            return None
+        from lohan_optim_cpuadam.gpu import GpuAdam
+
+        there = GpuAdam(betas=self._config.betas, eps=self._config.eps, fields=self.fields)
+        if not same_bits(self, there, device):
+            _log.warning("cpuadam: on %s the update gives other bits than on the CPU: no states are kept there", device)
+            return None
+        return there
 
     def describe(self) -> str:
         """The rule, the SIMD path and the number of threads."""

@@ -8,7 +8,8 @@ through one list say where everything waits::
 Neighbours in the list belong to different blocks, so that every block has its share of each tier and the lanes work
 evenly. Three counts through a list of blocks say whose states, and whose waiting gradients, are in host memory, from
 its start (gradients are where the states are, and may be where those are not), and whose updates are deferred, from its
-end: where states live on the drives, that spares these a read.
+end: where states live on the drives, that spares these a read. How many layers have their states on the GPU, from the
+start too, is the family's own: all its plans have the same.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ class BlockCounts:
 
 @define(slots=False)
 class Family:
-    """All plans over ``items`` for one model and workload."""
+    """All plans over ``items`` for one model and workload, with the states of ``gpu_states`` layers on the GPU."""
 
     profile: Profile
     workload: Workload
     items: Sequence[Item]
+    gpu_states: int = 0
 
     @cached_property
     def block_order(self) -> list[int]:
@@ -99,6 +101,12 @@ class Family:
             range(len(self.profile.blocks)),
             key=lambda index: (-forward[index] - backward[index], index * GOLDEN % 1.0),
         )
+
+    @cached_property
+    def on_gpu(self) -> frozenset[int]:
+        """Layers whose states live on the GPU: those whose weights would else be loaded most often."""
+        layers = [index for index in self.block_order if self.profile.blocks[index].role is Role.LAYER]
+        return frozenset(layers[: self.gpu_states])
 
     @cached_property
     def item_bytes(self) -> Integers:
@@ -220,7 +228,10 @@ class Family:
 
     def _waiting_bytes(self, *, host_states: int, deferred: int, host_gradients: int) -> dict[Tier, int]:
         """Bytes of waiting gradients; those of blocks in host memory take no room but that of their weights."""
-        weights = [self.profile.blocks[index].elements * self.profile.weight_bytes for index in self.block_order]
+        weights = [
+            self.profile.blocks[index].elements * self.profile.weight_bytes * (index not in self.on_gpu)
+            for index in self.block_order
+        ]
         first = max(host_states, 0 if self._all_wait else len(weights) - deferred)
         last_on_host = max(first, host_gradients)
         return {Tier.HOST: sum(weights[first:last_on_host]), Tier.SSD: sum(weights[last_on_host:])}
@@ -249,10 +260,10 @@ class Family:
             planner=planner,
             blocks=tuple(
                 BlockPlan(
-                    states=Tier.HOST if index in states else Tier.SSD,
+                    states=Tier.GPU if index in self.on_gpu else Tier.HOST if index in states else Tier.SSD,
                     inputs=inputs[index],
                     keep=keep[index],
-                    gradients=Tier.HOST if index in gradients else Tier.SSD,
+                    gradients=Tier.HOST if index in gradients or index in self.on_gpu else Tier.SSD,
                     deferred=index in deferred,
                 )
                 for index in range(blocks)

@@ -15,6 +15,7 @@ from lohan_core.lane_model import (
     Resource,
     add_amounts,
     fixed_amounts,
+    gpu_state_amounts,
     gradient_amounts,
     lane_seconds,
     state_amounts,
@@ -54,6 +55,9 @@ class LaneObjective:
             deferred_here = counts.deferred >= len(profile.blocks) - place
             for deferred, so in ((False, ~deferred_here), (True, deferred_here)):
                 parts.append(_where(so, update_amounts(profile, workload, index, deferred=deferred)))
+                if index in family.on_gpu:
+                    parts.append(_where(so, gpu_state_amounts(profile, workload, index, deferred=deferred)))
+                    continue
                 on_ssd = so & (counts.states <= place)
                 parts.append(_where(on_ssd, state_amounts(profile, workload, index, deferred=deferred)))
                 wait_on_ssd = so & (counts.gradients <= place)

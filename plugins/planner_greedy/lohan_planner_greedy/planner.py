@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import TimeModel, evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.lane_model import Resource
 from lohan_core.plan import Budget, Plan, Tier, Workload
-from lohan_core.profile import Profile
+from lohan_core.profile import Profile, Role
 from lohan_core.units import format_bytes
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.items import rank_items
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
-from lohan_planner_greedy.search import Graded, Search, finalists, first_shortest, kept_lengths
+from lohan_planner_greedy.search import SHORTER, Graded, Search, finalists, first_shortest, kept_lengths
 
 __all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
+
+GPU_STATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+"""Numbers of layers whose states are tried on the GPU, beside none and all: the same for every budget, so that more
+memory never leaves fewer of them."""
+
+HARDLY_LONGER = 1.05
 
 _PCIE = frozenset({Resource.GPU, Resource.H2D, Resource.D2H})
 
@@ -31,8 +37,9 @@ class Strategy:
 
     ``lengths``: how many items it may keep. ``all_states``: whether all states are in host memory, or none; None: it
     chooses. ``objective``: how it predicts a step in the search. ``balances``: whether it may defer updates that need
-    not wait; where all must wait, for the norm to clip by, every strategy defers them all if it may. ``finalists``: how
-    many plans that do without it are simulated to choose from; with 1, the search decides.
+    not wait; where all must wait, for the norm to clip by, every strategy defers them all if it may. ``gpu_states``:
+    whether states may live on the GPU. ``finalists``: how many plans that do without it are simulated to choose from;
+    with 1, the search decides.
     """
 
     name: str
@@ -42,6 +49,7 @@ class Strategy:
     all_states: bool | None
     objective: Callable[[Family, BlockCounts, Budget], Objective]
     balances: bool = False
+    gpu_states: bool = False
     finalists: int = 1
 
 
@@ -55,17 +63,53 @@ class FamilyPlanner(Planner):
         """Decide, or raise PlanError if no plan of the family fits."""
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
-        counts = family.block_counts(all_states=strategy.all_states, balances=strategy.balances)
-        choices = self._choices(family, counts, budget)
-        if not choices:
-            raise self._infeasible(family, counts, budget)
         plans = [
-            require_feasible(family.plan(strategy.name, choice, _describe(family, choice)), profile, workload, budget)
-            for choice in choices
+            require_feasible(
+                a_family.plan(strategy.name, choice, _describe(a_family, choice)), profile, workload, budget
+            )
+            for a_family in self._families(family, budget)
+            for choice in self._choices(a_family, self._counts(a_family), budget)
         ]
+        if not plans:
+            raise self._infeasible(family, self._counts(family), budget)
         if len(plans) == 1:
             return plans[0]
         return min(plans, key=lambda plan: evaluate(plan, profile, workload, budget).seconds)
+
+    def _counts(self, family: Family) -> BlockCounts:
+        return family.block_counts(all_states=self._strategy.all_states, balances=self._strategy.balances)
+
+    def _families(self, family: Family, budget: Budget) -> Sequence[Family]:
+        """Return the family with so many layers' states on the GPU that its best plan's step is shortest.
+
+        Of equals it is the one with fewest. If plans are simulated in the end, there are beside it the ones with half
+        as many, with none, and with the most whose step is hardly longer: what lives on the GPU waits for nobody, which
+        the lane model does not see.
+        """
+        strategy = self._strategy
+        if not strategy.gpu_states or family.profile.machine.gpu_parameters_per_second is None:
+            return [family]
+        shortest = self._shortest_by_gpu_states(family, budget)
+        if not shortest:
+            return [family]
+        least = min(shortest.values())
+        best = min(count for count, seconds in shortest.items() if seconds <= least / SHORTER)
+        most = max(count for count, seconds in shortest.items() if seconds <= least * HARDLY_LONGER)
+        counts = {best} if strategy.finalists == 1 else {best, best // 2, 0, most}
+        return [evolve(family, gpu_states=count) for count in sorted(counts)]
+
+    def _shortest_by_gpu_states(self, family: Family, budget: Budget) -> dict[int, float]:
+        """Predict the best plan's step for each number of layers whose states may live on the GPU."""
+        layers = sum(block.role is Role.LAYER for block in family.profile.blocks)
+        shortest = {}
+        for count in (0, *(count for count in GPU_STATES if count < layers), layers):
+            candidate = evolve(family, gpu_states=count)
+            if candidate.fixed_gpu_bytes > budget.gpu_bytes:
+                break
+            curve = self._curve(candidate, self._strategy.tiers, self._counts(candidate), budget)
+            if curve:
+                shortest[count] = first_shortest(curve).seconds
+        return shortest
 
     def _choices(self, family: Family, counts: BlockCounts, budget: Budget) -> Sequence[Choice]:
         """Return the search's best, or what is worth a simulation; nothing if nothing fits.
@@ -140,10 +184,14 @@ def _describe(family: Family, choice: Choice) -> str:
         for tier, size in zip(Tier, sizes, strict=True)
         if size
     )
-    return (
-        f"{case} ({held}); states of {choice.host_states} of {len(family.profile.blocks)} blocks in host memory; "
-        f"updates of {choice.deferred} deferred"
-    )
+    return f"{case} ({held}); {_describe_states(family, choice)}; updates of {choice.deferred} deferred"
+
+
+def _describe_states(family: Family, choice: Choice) -> str:
+    blocks = len(family.profile.blocks)
+    host = sum(index not in family.on_gpu for index in family.block_order[: choice.host_states])
+    on_gpu = f", of {family.gpu_states} on the GPU" if family.gpu_states else ""
+    return f"states of {host} of {blocks} blocks in host memory{on_gpu}"
 
 
 def _inputs_only(family: Family) -> Sequence[int]:
@@ -180,6 +228,7 @@ def greedy(config: GreedyConfig) -> Planner:
             all_states=None if config.states == "auto" else Tier(config.states) is Tier.HOST,
             objective=_papers if config.model is GreedyModel.PAPER else _all_lanes,
             balances=True,
+            gpu_states=config.states == "auto" and config.model is GreedyModel.LANES,
             finalists=config.finalists,
         )
     )

@@ -17,7 +17,7 @@ from lohan_core.plan import Budget, Tier
 from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.objective import Objective
 
-__all__ = ["Graded", "Search", "finalists", "first_shortest", "kept_lengths"]
+__all__ = ["SHORTER", "Graded", "Search", "finalists", "first_shortest", "kept_lengths"]
 
 Integers = NDArray[np.int64]
 

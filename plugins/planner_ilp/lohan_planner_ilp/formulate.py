@@ -6,6 +6,7 @@ Legend, g a group of identical blocks (n of them), i a block input or a candidat
 ``deferred``        0..n        blocks of g whose update is deferred; the others' follows at once, or after backward
 ``host_states[d]``  0..n        blocks of g, deferred or not as d says, whose states live in host memory; the others'
                                 do on the drives
+``gpu_states[d]``   0..n        likewise, on the GPU
 ``ssd_gradients``   0..n        blocks of g whose states live on the drives and whose gradients wait there too; those of
                                 others with states on the drives wait in host memory
 ``placed[i][t]``    0..n        blocks of g whose i waits on t; where a candidate is on none, it is recomputed
@@ -40,7 +41,7 @@ from lohan_core.lane_model import (
 )
 from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
-from lohan_core.profile import Profile, Role
+from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
 from lohan_core.schedule.sizes import saving_bytes
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
@@ -61,6 +62,8 @@ INPUT = -1
 class Freedom:
     """What a planner may decide: tiers of inputs and of candidates, and of states (one of them: there they all are).
 
+    On the GPU it may have states of layers only, where the optimizer can update them there.
+
     ``balances``: whether it may defer updates that need not wait. Where all must, for the norm to clip by, all are
     deferred if the workload lets them: the lanes then never have more to do, and forward's idle ones do it.
     """
@@ -78,6 +81,16 @@ class _GroupVariables:
     updates: GroupUpdates
     placed: Mapping[int, Mapping[Tier, Linear]]
     bytes: Mapping[int, int]
+
+
+@frozen(kw_only=True)
+class _Buffers:
+    """The legend's variables of all groups together."""
+
+    moved: Linear
+    spilled: Linear
+    any_on_ssd: Linear
+    any_in_memory: Linear
 
 
 @define(kw_only=True)
@@ -129,7 +142,7 @@ class Formulation:
                 self.workload,
                 group,
                 elements=block.elements,
-                states=self.freedom.states,
+                states=self._states(block),
                 balances=self.freedom.balances,
             ),
             placed={
@@ -150,39 +163,58 @@ class Formulation:
                 program.at_most(total(tiers.values()), n)
         return variables
 
+    def _states(self, block: BlockProfile) -> frozenset[Tier]:
+        """Tiers on which the states of a block may live."""
+        size = block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
+        if (
+            block.role is Role.LAYER
+            and block.elements
+            and size <= self.budget.gpu_bytes
+            and self.profile.machine.gpu_parameters_per_second is not None
+        ):
+            return self.freedom.states
+        return self.freedom.states - {Tier.GPU}
+
+    def _buffers(self) -> _Buffers:
+        """Add the constraints of what is there as soon as, or as large as, one block needs it."""
+        program = self.program
+        buffers = _Buffers(
+            moved=program.variable(),
+            spilled=program.variable(),
+            any_on_ssd=program.variable(1, whole=True),
+            any_in_memory=program.variable(1, whole=True),
+        )
+        for group, variables in zip(self.groups, self._variables, strict=True):
+            # [Constraint] Buffers are as large as the largest block: where identical blocks differ, as all they hold.
+            program.at_most(self._held(group, variables, {Tier.HOST, Tier.SSD}), buffers.moved)
+            program.at_most(self._held(group, variables, {Tier.SSD}), buffers.spilled)
+            in_memory = variables.updates.in_memory
+            # [Constraint] Staging and record buffers are there as soon as one block's states live on the drives.
+            program.at_most(Linear(constant=group.size) - in_memory, group.size * buffers.any_on_ssd)
+            if self.profile.blocks[group.blocks[0]].elements:
+                # [Constraint] The record by which states in memory are saved is there as soon as one block's are.
+                program.at_most(in_memory, group.size * buffers.any_in_memory)
+        return buffers
+
     def _limit_memory(self) -> list[Linear]:
         """Add the budget's constraints; return what the elastic program may exceed them by."""
         program, workload = self.program, self.workload
-        moved, spilled = program.variable(), program.variable()
-        everything = list(zip(self.groups, self._variables, strict=True))
-        for group, variables in everything:
-            # [Constraint] Buffers are as large as the largest block: where identical blocks differ, as all they hold.
-            program.at_most(self._held(group, variables, {Tier.HOST, Tier.SSD}), moved)
-            program.at_most(self._held(group, variables, {Tier.SSD}), spilled)
-        any_on_ssd = program.variable(1, whole=True)
-        for group, variables in everything:
-            # [Constraint] Staging and record buffers are there as soon as one block's states live on the drives.
-            program.at_most(Linear(constant=group.size) - variables.updates.all_host_states, group.size * any_on_ssd)
-        any_in_memory = program.variable(1, whole=True)
-        for group, variables in everything:
-            if self.profile.blocks[group.blocks[0]].elements:
-                # [Constraint] The record by which states in memory are saved is there as soon as one block's are.
-                program.at_most(variables.updates.all_host_states, group.size * any_in_memory)
-
         saving = saving_bytes(self.profile) if workload.host_extents else 0
-        fixed, buffers = self._fixed_bytes(saving)
+        buffers = self._buffers()
+        fixed, state_buffers = self._fixed_bytes(saving)
         used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
-        used[Tier.GPU].append(IN_FLIGHT * moved)
-        used[Tier.HOST].append(SPILL_SLOTS * spilled)
-        used[Tier.HOST].append(buffers / MIB * any_on_ssd)
-        used[Tier.HOST].append(saving / MIB * any_in_memory)
-        for group, variables in everything:
+        used[Tier.GPU].append(IN_FLIGHT * buffers.moved)
+        used[Tier.HOST].append(SPILL_SLOTS * buffers.spilled)
+        used[Tier.HOST].append(state_buffers / MIB * buffers.any_on_ssd)
+        used[Tier.HOST].append(saving / MIB * buffers.any_in_memory)
+        for group, variables in zip(self.groups, self._variables, strict=True):
             block = self.profile.blocks[group.blocks[0]]
             weights = block.elements * self.profile.weight_bytes
             states = weights + chunk_record_bytes(self.profile.states, block.elements)
             used[Tier.HOST].append(states / MIB * variables.updates.all_host_states)
+            used[Tier.GPU].append(states / MIB * variables.updates.all_gpu_states)
             if not workload.host_extents:
-                used[Tier.SSD].append(-workload.versions * states / MIB * variables.updates.all_host_states)
+                used[Tier.SSD].append(-workload.versions * states / MIB * variables.updates.in_memory)
             used[Tier.HOST].append(weights / MIB * variables.updates.host_gradients)
             used[Tier.SSD].append(weights / MIB * variables.updates.ssd_gradients)
             for index, tiers in variables.placed.items():

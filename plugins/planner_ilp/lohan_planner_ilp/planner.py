@@ -70,8 +70,7 @@ class IlpPlanner(Planner):
 def ilp(config: IlpConfig) -> Planner:
     """Open the planner that may do anything that a plan can say."""
     tiers = frozenset(Tier)
-    states = frozenset({Tier.HOST, Tier.SSD})
-    return IlpPlanner("ilp", config, Freedom(inputs=tiers, candidates=tiers, states=states, balances=True))
+    return IlpPlanner("ilp", config, Freedom(inputs=tiers, candidates=tiers, states=tiers, balances=True))
 
 
 def checkmate(config: CheckmateConfig) -> Planner:

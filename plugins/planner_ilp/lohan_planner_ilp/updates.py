@@ -1,4 +1,4 @@
-"""How a group of identical blocks is updated: how many deferred, how many with states, or gradients, in host memory."""
+"""How a group of identical blocks is updated: how many deferred, how many with states, or gradients, on which tier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from lohan_core.lane_model import Amounts, Phase, gradient_amounts, state_amounts, update_amounts, update_phase
+from lohan_core.lane_model import (
+    Amounts,
+    Phase,
+    gpu_state_amounts,
+    gradient_amounts,
+    state_amounts,
+    update_amounts,
+    update_phase,
+)
 from lohan_core.plan import Tier, Workload
 from lohan_core.profile import Profile
 from lohan_planner_ilp.groups import Group, spread_evenly
@@ -37,12 +45,23 @@ class GroupUpdates:
     workload: Workload
     deferred: Linear
     host_states: Mapping[bool, Linear]
+    gpu_states: Mapping[bool, Linear]
     ssd_gradients: Linear
 
     @property
     def all_host_states(self) -> Linear:
         """Blocks whose states live in host memory."""
         return total(self.host_states.values())
+
+    @property
+    def all_gpu_states(self) -> Linear:
+        """Blocks whose states live on the GPU."""
+        return total(self.gpu_states.values())
+
+    @property
+    def in_memory(self) -> Linear:
+        """Blocks whose states live in host memory or on the GPU."""
+        return self.all_host_states + self.all_gpu_states
 
     @property
     def host_gradients(self) -> Linear:
@@ -53,7 +72,7 @@ class GroupUpdates:
         return waiting - self.ssd_gradients
 
     def _on_ssd(self, *, deferred: bool) -> Linear:
-        return self._blocks(deferred=deferred) - self.host_states[deferred]
+        return self._blocks(deferred=deferred) - self.host_states[deferred] - self.gpu_states[deferred]
 
     def _blocks(self, *, deferred: bool) -> Linear:
         return self.deferred if deferred else Linear(constant=self.group.size) - self.deferred
@@ -65,6 +84,9 @@ class GroupUpdates:
             blocks = self._blocks(deferred=deferred)
             yield update_amounts(profile, self.workload, first, deferred=deferred), blocks
             yield state_amounts(profile, self.workload, first, deferred=deferred), self._on_ssd(deferred=deferred)
+            on_gpu = self.gpu_states[deferred]
+            if on_gpu != Linear():
+                yield gpu_state_amounts(profile, self.workload, first, deferred=deferred), on_gpu
         # Where updates may be deferred, all that wait are.
         yield gradient_amounts(profile, self.workload, first, deferred=self.workload.may_defer), self.ssd_gradients
 
@@ -77,9 +99,10 @@ class GroupUpdates:
         kinds = spread_evenly(
             {
                 (tier, deferred): count(blocks)
-                for deferred, on_host in self.host_states.items()
+                for deferred in (False, True)
                 for tier, blocks in (
-                    (Tier.HOST, on_host),
+                    (Tier.GPU, self.gpu_states[deferred]),
+                    (Tier.HOST, self.host_states[deferred]),
                     (Tier.SSD, self._on_ssd(deferred=deferred)),
                 )
             }
@@ -102,7 +125,7 @@ def declare_updates(
         workload: what the step does.
         group: the blocks.
         elements: parameters of each of them.
-        states: where their states may live.
+        states: where their states may live: any tiers, or one of host and ssd.
         balances: whether updates that need not wait may be deferred.
     """
     everyone, waits = Linear(constant=group.size), all_wait(workload)
@@ -121,12 +144,17 @@ def declare_updates(
             return blocks
         return Linear() if states == {Tier.SSD} else some(blocks)
 
-    host_states = {False: on_host(everyone - deferred), True: on_host(deferred)}
-    waiting = (everyone if waits else deferred) - (total(host_states.values()) if waits else host_states[True])
+    nobody = Linear()
+    of = {False: everyone - deferred, True: deferred}
+    gpu_states = {d: some(blocks) if Tier.GPU in states and blocks != nobody else nobody for d, blocks in of.items()}
+    host_states = {d: on_host(blocks - gpu_states[d]) for d, blocks in of.items()}
+    on_ssd = {d: blocks - gpu_states[d] - host_states[d] for d, blocks in of.items()}
+    waiting = total(on_ssd.values()) if waits else on_ssd[True]
     return GroupUpdates(
         group=group,
         workload=workload,
         deferred=deferred,
         host_states=host_states,
-        ssd_gradients=some(waiting) if elements and waiting != Linear() else Linear(),
+        gpu_states=gpu_states,
+        ssd_gradients=some(waiting) if elements and waiting != nobody else nobody,
     )

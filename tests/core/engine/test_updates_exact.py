@@ -108,6 +108,11 @@ VARIATIONS = {
     "update after backward": {"run": {**BASE["run"], "update": "optimized"}},
     "update serially": {"run": {**BASE["run"], "update": "serial"}},
     "states on host": {"planner": {"backend": "keep_nothing", "states": "host"}},
+    "states on the gpu": {"planner": {"backend": "keep_nothing", "states": "gpu"}},
+    "states on the gpu, updated at once": {
+        "run": {**BASE["run"], "update": "optimized"},
+        "planner": {"backend": "keep_all", "states": "gpu"},
+    },
     "keep all on ssd": {"planner": {"backend": "keep_all", "candidates": "ssd", "inputs": "ssd"}},
     "roll dice": {"planner": {"backend": "dice", "seed": 3}},
     "no durability": {"run": {**BASE["run"], "durability": "none"}},

@@ -76,7 +76,7 @@ def test_slots_exist_and_are_large_enough(kind, problem):
 @pytest.mark.parametrize("kind", BUILDERS)
 @given(problem=problems())
 def test_a_block_computes_with_all_its_weights(kind, problem):
-    """Its own and those that it borrows are uploaded in the tenure in which it computes."""
+    """Its own and those that it borrows are uploaded in the tenure in which it computes, or live there."""
     schedule = build(problem, kind)
     blocks, size = problem.profile.blocks, problem.profile.weight_bytes
     computing = (Op.FORWARD, Op.TURN, Op.SCORE, Op.BACKWARD)
@@ -93,6 +93,8 @@ def test_a_block_computes_with_all_its_weights(kind, problem):
             needed = {i: blocks[i].elements * size for i in (index, *blocks[index].borrows)}
             assert uploaded == {i: n for i, n in needed.items() if n}
             seen += sum(task.op in computing for task in tenants)
+    at_home = [i for i, decisions in enumerate(problem.plan.blocks) if decisions.states is Tier.GPU]
+    seen += sum(task.block in at_home for task in tasks_of(schedule, *computing))
     assert seen == len(tasks_of(schedule, *computing))
 
 
@@ -140,10 +142,21 @@ def test_what_leaves_the_gpu_comes_back_before_it_is_used(problem):
 
 
 def chunks_by_key(problem):
+    """Chunks that are updated by the processor."""
     return {
         (index, chunk.index): chunk.elements
         for index, block in enumerate(problem.profile.blocks)
+        if problem.plan.blocks[index].states is not Tier.GPU
         for chunk in chunks_of(block, problem.workload.chunk_elements)
+    }
+
+
+def on_gpu(problem):
+    """Blocks that are updated on the GPU."""
+    return {
+        index
+        for index, (block, decisions) in enumerate(zip(problem.profile.blocks, problem.plan.blocks, strict=True))
+        if decisions.states is Tier.GPU and block.elements
     }
 
 
@@ -175,6 +188,38 @@ def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
         if problem.workload.clips:
             assert before(norm, update)
     assert all(before(task, norm) for task in computed)
+
+
+@given(problem=problems())
+def test_states_on_the_gpu_are_updated_there_and_move_nothing(problem):
+    schedule = build(problem)
+    before = HappensBefore(schedule)
+    there = on_gpu(problem)
+    updates = {task.block: task for task in tasks_of(schedule, Op.UPDATE_ON_GPU)}
+    assert updates.keys() == there
+    assert len(updates) == len(tasks_of(schedule, Op.UPDATE_ON_GPU))
+    (norm,) = tasks_of(schedule, Op.NORM)
+    moves = tasks_of(schedule, Op.UPLOAD_WEIGHTS, Op.DOWNLOAD_GRADIENT, Op.FETCH_WEIGHTS, Op.READ_STATES)
+    assert not there & {task.source if task.source >= 0 else task.block for task in moves}
+    for index, update in updates.items():
+        deferred = problem.plan.blocks[index].deferred
+        for task in tasks_of(schedule, Op.FORWARD, Op.BACKWARD):
+            if task.block == index:
+                assert before(update, task) if deferred else before(task, update)
+        assert deferred or not problem.workload.clips or before(norm, update)
+        seconds = problem.profile.blocks[index].elements / problem.profile.machine.gpu_parameters_per_second
+        assert update.work == seconds
+
+
+@given(problem=problems())
+def test_gradients_take_the_weights_place_when_nobody_needs_those_any_more(problem):
+    """Those of a block in host memory wait there."""
+    schedule = build(problem)
+    before = HappensBefore(schedule)
+    for download in tasks_of(schedule, Op.DOWNLOAD_GRADIENT):
+        if problem.plan.blocks[download.block].states is Tier.HOST:
+            uploads = [t for t in tasks_of(schedule, Op.UPLOAD_WEIGHTS) if t.source == download.block]
+            assert all(before(upload, download) for upload in uploads)
 
 
 @given(problem=problems())

@@ -17,6 +17,10 @@ BACKENDS = {backend.name: backend for backend in lohan_planner()}
 
 class TestGreedy(PlannerSuite):
     backend = BACKENDS["greedy"]
+    deviations: ClassVar[dict[str, str]] = {
+        "test_a_larger_budget_is_no_worse": "it simulates some of the plans that the lane model finds best, and others "
+        "of them with another budget; by the lane model alone it holds",
+    }
 
 
 class TestGreedyAsInThePaper(PlannerSuite):

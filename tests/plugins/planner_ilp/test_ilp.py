@@ -15,6 +15,7 @@ from lohan_core.backend import Kind
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
+from lohan_core.profile import Role
 from lohan_core.registry import load_registry
 from lohan_core.testing.planner import PROBLEMS, example_profile
 from lohan_planner_ilp.config import CheckmateConfig, IlpConfig
@@ -32,9 +33,7 @@ from lohan_planner_ilp.solve import solve  # noqa: E402
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 ROUNDING = 1 + 1e-9
 EXACT = IlpConfig(gap=0.0)
-ANYTHING = Freedom(
-    inputs=frozenset(Tier), candidates=frozenset(Tier), states=frozenset({Tier.HOST, Tier.SSD}), balances=True
-)
+ANYTHING = Freedom(inputs=frozenset(Tier), candidates=frozenset(Tier), states=frozenset(Tier), balances=True)
 
 
 def lanes(plan, profile, workload, budget=PLENTY):
@@ -46,12 +45,13 @@ def budgets():
     return st.builds(Budget, gpu_bytes=sizes, host_bytes=sizes, ssd_bytes=sizes)
 
 
-def choices(block, workload):
+def choices(block, workload, machine):
     """Every way to decide about one block."""
     inputs = [Tier.GPU] if not block.input_bytes else list(Tier)
     for deferred in (False, True) if workload.may_defer else (False,):
         waits = deferred or workload.clips
         places = [(Tier.HOST, Tier.HOST), (Tier.SSD, Tier.HOST), *([(Tier.SSD, Tier.SSD)] if waits else [])]
+        places += [(Tier.GPU, Tier.HOST)] if block.role is Role.LAYER and machine.gpu_parameters_per_second else []
         for (states, waiting), where, *kept in itertools.product(
             places, inputs, *((None, *Tier) for _ in block.candidates)
         ):
@@ -83,7 +83,7 @@ def test_trying_everything_finds_nothing_better(update, clips, candidates, seed)
     workload = Workload(micro_batches=2, update=update, clips=clips, chunk_elements=2**18)
     graded = [
         lanes(Plan(planner="brute force", blocks=blocks), profile, workload)
-        for blocks in itertools.product(*(list(choices(block, workload)) for block in profile.blocks))
+        for blocks in itertools.product(*(list(choices(block, workload, profile.machine)) for block in profile.blocks))
     ]
     dice = random.Random(seed)
     sizes = {tier: sorted({grade.peak_bytes[tier] for grade in graded}) for tier in Tier}
@@ -229,7 +229,7 @@ def test_counts_of_updates_are_those_of_the_blocks_that_they_are_spread_over(dat
         workload,
         Group(tuple(range(size))),
         elements=2**20,
-        states=frozenset({Tier.HOST, Tier.SSD}),
+        states=frozenset(Tier),
         balances=True,
     )
     values = [float(data.draw(st.integers(0, size))) for _ in program.columns]
@@ -243,6 +243,7 @@ def test_counts_of_updates_are_those_of_the_blocks_that_they_are_spread_over(dat
     assert counted(deferred=True) == updates.deferred.value(values)
     for deferred in (False, True):
         assert counted(deferred=deferred, states=Tier.HOST) == updates.host_states[deferred].value(values)
+        assert counted(deferred=deferred, states=Tier.GPU) == updates.gpu_states[deferred].value(values)
     assert counted(gradients=Tier.SSD) == updates.ssd_gradients.value(values)
     everyone_waits = clips or update is Update.SERIAL
     waiting = counted(states=Tier.SSD) if everyone_waits else counted(states=Tier.SSD, deferred=True)
@@ -343,6 +344,8 @@ def test_a_search_that_is_cut_short_says_so():
 def test_of_equal_steps_the_one_with_least_work_is_taken():
     """With room for all and the GPU the busiest lane by far, nothing need be moved, though it would cost no time."""
     problem = PROBLEMS[2]
+    machine = evolve(problem.profile.machine, gpu_parameters_per_second=None)
+    problem = evolve(problem, profile=evolve(problem.profile, machine=machine))
     plan = ilp(EXACT).plan(problem.profile, PLENTY, problem.workload)
     busy = lanes(plan, problem.profile, problem.workload).busy_seconds
     nowhere = [BlockPlan(states=Tier.HOST, inputs=Tier.GPU) for _ in problem.profile.blocks]
