@@ -15,6 +15,7 @@ from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, Replaying, nothing_saved
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.plan import Plan
+from lohan_core.profile import Profile
 from lohan_core.schedule.task import Op, Task
 
 __all__ = ["Compute"]
@@ -26,13 +27,23 @@ class Compute:
     data: StepData
 
     def __init__(
-        self, model: CutModel, plan: Plan, weights: Weights, gradients: Gradients, device: torch.device
+        self,
+        model: CutModel,
+        plan: Plan,
+        profile: Profile,
+        *,
+        weights: Weights,
+        gradients: Gradients,
+        device: torch.device,
     ) -> None:
         self._model = model
         self._weights = weights
         self._gradients = gradients
         self._device = device
-        self._wanted = [frozenset(decisions.keep) for decisions in plan.blocks]
+        self._wanted = [
+            frozenset(candidate.occurs_as for candidate in block.candidates if candidate.index in decisions.keep)
+            for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
+        ]
 
     @property
     def actions(self) -> dict[Op, Action]:

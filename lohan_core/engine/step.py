@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lohan_core.engine.packing import Packed
 from lohan_core.model.cut import LayerCall
-from lohan_core.model.keep import Kept
+from lohan_core.model.keep import Kept, Occurrence
 
 __all__ = ["Saved", "StepData", "UpdateTerms", "micro_batch_seed"]
 
@@ -44,7 +44,7 @@ class Saved:
     """
 
     hidden: Tensor | None
-    kept: dict[int, Kept]
+    kept: dict[Occurrence, Kept]
     random_state: Tensor
     packed: Packed | None = None
 

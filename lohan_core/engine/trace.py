@@ -21,7 +21,7 @@ from lohan_core.engine.stopwatch import (
     without_gradients,
 )
 from lohan_core.model.cut import CutModel, LayerCall
-from lohan_core.model.keep import Keeping, nothing_saved
+from lohan_core.model.keep import Keeping, Occurrence, nothing_saved
 from lohan_core.model.rng import preserved
 from lohan_core.profile import BlockProfile, Candidate, Role
 
@@ -177,10 +177,10 @@ class _Looker:
         shortest = [min(look[index] for look in times) for index in range(len(first.times))]
         whole = self._time(saving_nothing(run))
         scale = whole / sum(shortest)
-        keeping = self._keeping_seconds(frozenset(first.candidates), run, whole)
+        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in candidates), run, whole)
         return whole, tuple(evolve(c, seconds=shortest[c.index] * scale, keeping_seconds=keeping) for c in candidates)
 
-    def _keeping_seconds(self, candidates: frozenset[int], run: Callable[[], Tensor], whole: float) -> float:
+    def _keeping_seconds(self, candidates: frozenset[Occurrence], run: Callable[[], Tensor], whole: float) -> float:
         """Find what forward takes longer for each output that it keeps: all kept, over none.
 
         That is the host's time, and counts on a GPU that waits for it; a CPU computes in it.

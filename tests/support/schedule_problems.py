@@ -64,6 +64,7 @@ def block_profiles(draw, name: str, role: Role, *, borrows: tuple[int, ...] = ()
             Candidate(
                 index=3 * number,
                 operator="an operator",
+                occurrence=number,
                 bytes=size,
                 flops=1.0,
                 seconds=draw(SECONDS),

@@ -39,7 +39,7 @@ def bf16_adam(*, tied=False, micro_batches=1, clips=False, update=Update.OPTIMIZ
                 seconds=1,
                 transient_bytes=10**6,
                 candidates=tuple(
-                    Candidate(index=index, operator="mm", bytes=size, flops=1, seconds=0.25)
+                    Candidate(index=index, operator="mm", occurrence=index, bytes=size, flops=1, seconds=0.25)
                     for index, size in enumerate((4096, 4097, 100))
                 ),
             )
