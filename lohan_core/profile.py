@@ -113,7 +113,9 @@ class Profile:
     """The facts that a planner plans with.
 
     ``weight_bytes`` is the size of one compute weight (P16: 2, or 4 in fp32); ``states`` are the flat vectors that the
-    optimizer reads and writes (P32 and OS32: three of 4 bytes for Adam).
+    optimizer reads and writes (P32 and OS32: three of 4 bytes for Adam). ``arguments_bytes`` is what one micro-batch
+    has on the GPU from a step's forward to its backward, whatever the plan: its tokens, and what layers are given
+    beside the hidden state (masks, positions).
     """
 
     machine: Machine
@@ -122,6 +124,7 @@ class Profile:
     weight_bytes: int = field(validator=gt(0))
     states: tuple[StateVector, ...] = field(validator=deep_iterable(instance_of(StateVector)))
     blocks: tuple[BlockProfile, ...] = field(validator=deep_iterable(instance_of(BlockProfile)))
+    arguments_bytes: int = field(default=0, validator=ge(0))
 
     def to_json(self) -> str:
         """Write the profile as indented JSON."""

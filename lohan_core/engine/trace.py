@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lohan_core.engine.operators import Estimate, Operators
 from lohan_core.engine.peak import peak_bytes
@@ -21,11 +22,11 @@ from lohan_core.engine.stopwatch import (
     without_gradients,
 )
 from lohan_core.model.cut import CutModel, LayerCall
-from lohan_core.model.keep import Keeping, Occurrence, nothing_saved
+from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
 from lohan_core.model.rng import preserved
 from lohan_core.profile import BlockProfile, Candidate, Role
 
-__all__ = ["trace_model"]
+__all__ = ["arguments_bytes", "trace_model"]
 
 
 @frozen(kw_only=True)
@@ -97,6 +98,30 @@ def trace_model(
         )
         for block, role, entering, seen in zip(model.blocks, roles, input_bytes, found, strict=True)
     )
+
+
+def arguments_bytes(model: CutModel, micro_batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> int:
+    """Find what a micro-batch's inputs, and the arguments that its layers are given, take: the most of several.
+
+    Layers share masks and tables of positions, so each storage counts once; the model's own buffers do not count, since
+    there is one of each for all micro-batches.
+
+    Args:
+        model: the cut model, its buffers on ``device``.
+        micro_batches: as for its prelude; some may need a mask and others none.
+        device: where the run computes.
+    """
+    return max(_arguments_bytes(model, {name: t.to(device) for name, t in m.items()}) for m in micro_batches)
+
+
+def _arguments_bytes(model: CutModel, inputs: Mapping[str, Tensor]) -> int:
+    with preserved(model.device), torch.no_grad():
+        _, calls = model.prelude({}, inputs)
+    held = [inputs, *((call.arguments, dict(call.keywords)) for call in calls)]
+    storages = {storage_of(t): t.untyped_storage().nbytes() for t in tree_leaves(held) if isinstance(t, Tensor)}
+    for buffer in model.model.buffers():
+        storages.pop(storage_of(buffer), None)
+    return sum(storages.values())
 
 
 @frozen

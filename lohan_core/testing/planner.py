@@ -96,6 +96,7 @@ def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidat
             *(block(f"layers.{number}", Role.LAYER, 12 * width * width, candidates) for number in range(layers)),
             block("postlude", Role.POSTLUDE, 1000 * width, 1),
         ),
+        arguments_bytes=64 * tokens,
     )
 
 

@@ -91,6 +91,7 @@ def profiles(draw) -> Profile:
             *(draw(block_profiles(f"layers.{number}", Role.LAYER)) for number in range(layers)),
             draw(block_profiles("postlude", Role.POSTLUDE, borrows=(0,) if tied else ())),
         ),
+        arguments_bytes=draw(st.integers(0, 20000)),
     )
 
 

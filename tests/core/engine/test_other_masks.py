@@ -8,6 +8,7 @@ from attrs import evolve
 from tiny_backends import TestBackends
 from tiny_lms import load_lm, make_batch
 from tiny_runs import different, open_run, plain_step, recorded_gradients
+from torch.utils._pytree import tree_leaves
 
 from lohan_core.engine import compute
 from lohan_core.engine.operators import Operators
@@ -81,6 +82,33 @@ def test_what_a_micro_batch_has_not_is_computed_again(tmp_path, models, recomput
     assert ("where", 0) in planned
     assert not any("where" in names for names in recomputed)
     assert len({len(names) for names in recomputed}) == 2, "micro-batches are alike: nothing is tried"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_arguments_are_counted_of_the_micro_batch_that_has_most(tmp_path, models, packed):
+    rows, length, heads = 2, 24, 12
+    mask, tables = rows * length * length, 2 * length * heads * 4
+    for mask_first in (False, True):
+        batch = mixed_batch(packed=packed, mask_first=mask_first)
+        with open_run(tmp_path / f"{packed}{mask_first}", models["llama"], batch) as engine:
+            given = sum(tensor.untyped_storage().nbytes() for tensor in batch.micro_batches[mask_first - 1].values())
+            positions = 0 if packed else length * 8
+            if packed:
+                tables = 2 * rows * length * heads * 4
+            assert engine.profile.arguments_bytes == given + positions + tables + mask
+
+
+def test_a_step_holds_the_arguments_that_are_counted(tmp_path, models):
+    batch = mixed_batch(packed=False, mask_first=True)
+    with open_run(tmp_path, models["llama"], batch) as engine:
+        engine.step(batch, lr=0.0)
+        data = engine._machinery._compute.data
+        held = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in tree_leaves([data.inputs[0], *((c.arguments, dict(c.keywords)) for c in data.calls[0])])
+            if isinstance(tensor, torch.Tensor)
+        }
+        assert engine.profile.arguments_bytes == sum(held.values())
 
 
 def noted(function, *args):

@@ -14,7 +14,7 @@ from lohan_core.engine.peak import peak_bytes
 from lohan_core.errors import ConfigError
 from lohan_core.hardware import find_hardware
 from lohan_core.model import chunked_loss
-from lohan_core.model.choices import Loss
+from lohan_core.model.choices import Attention, Loss
 from lohan_core.model.keep import ATTENTION
 from lohan_core.profile import Role
 from lohan_core.reference.profilers import FILE, MEASURED, FileProfilerConfig, MeasuredProfilerConfig
@@ -95,6 +95,21 @@ def test_grouped_queries_attend_as_many_do():
     ]
     (many,) = [c for c in derive(LlamaConfig(**shape)).blocks[1].candidates if c.operator == ATTENTION]
     assert few.flops == many.flops > 0
+
+
+def test_a_micro_batch_has_its_tokens_a_mask_and_positions_on_the_gpu():
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=99
+    )
+    tokens, positions, tables, mask = 2 * 64 * 8, 64 * 8, 2 * 64 * 16 * 2, 2 * 64 * 64
+
+    def arguments(**changes):
+        return derive(config, **changes).arguments_bytes
+
+    assert arguments(attention=Attention.FLASH) == tokens + positions + tables
+    assert arguments() == tokens + positions + tables + mask
+    assert arguments(attention=Attention.EAGER) == tokens + positions + tables + 2 * mask, "bf16, to be added"
+    assert derive(config, attention=Attention.FLASH).blocks == derive(config).blocks
 
 
 def test_flash_attn_s_products_are_torch_s():
