@@ -51,7 +51,7 @@ class Compute:
         return {Op.FORWARD: self.forward, Op.TURN: self.turn, Op.SCORE: self.score, Op.BACKWARD: self.backward}
 
     def forward(self, task: Task) -> None:
-        """Run one micro-batch through the prelude or a layer; remember what backward needs."""
+        """Run one micro-batch through the prelude or a layer; remember what backward needs, where one follows."""
         data, k = self.data, task.micro_batch
         views = self._weights.views(task)
         set_random_state(self._device, data.random[k])
@@ -69,12 +69,14 @@ class Compute:
     def _forward_layer(self, task: Task, views: Mapping[str, Tensor]) -> Tensor:
         data, k = self.data, task.micro_batch
         hidden, call = data.hidden.pop(k).requires_grad_(), data.calls[k][task.block - 1]
+        wanted = self._wanted[task.block] if data.trains else frozenset()
         saved = Saved(hidden.detach(), {}, data.random[k])
-        data.saved[task.block, k] = saved
-        if not self._wanted[task.block]:
+        if data.trains:
+            data.saved[task.block, k] = saved
+        if not wanted:
             with nothing_saved():
                 return self._model.layer(task.block, views, hidden, call)
-        keeping = Keeping(self._wanted[task.block], self._device)
+        keeping = Keeping(wanted, self._device)
         with nothing_saved(), keeping:
             output = self._model.layer(task.block, views, hidden, call)
         saved.kept = keeping.kept

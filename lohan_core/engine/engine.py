@@ -189,7 +189,7 @@ class Engine:
         try:
             for batch in batches:
                 workload = evolve(self.workload, micro_batches=len(batch.micro_batches))
-                data = self._begin(batch, UpdateTerms(self._finished_step, 0.0))
+                data = self._begin(batch, UpdateTerms(self._finished_step, 0.0), trains=False)
                 self._execute(build_evaluation(self.plan, self.profile, workload))
                 total += data.loss * sum(batch.loss_tokens)
                 tokens += sum(batch.loss_tokens)
@@ -315,11 +315,12 @@ class Engine:
             self._store.finish_step()
         self._store.commit(step, progress)
 
-    def _begin(self, batch: Batch, terms: UpdateTerms) -> StepData:
+    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
         device = self.model.device
         total = sum(batch.loss_tokens)
         data = StepData(
             terms=terms,
+            trains=trains,
             deferred=self._deferred,
             inputs=as_step_inputs(batch.micro_batches, device),
             weights=[tokens / total for tokens in batch.loss_tokens],

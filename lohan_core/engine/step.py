@@ -54,6 +54,8 @@ class StepData:
     """One step's data. Each entry is written by one task and read by tasks that come after it."""
 
     terms: UpdateTerms
+    trains: bool = True
+    """Whether a backward follows, for which blocks keep what they have seen; an evaluation needs nothing of it."""
     deferred: UpdateTerms | None = None
     """Those of the step before, if its deferred updates are done in this one."""
     inputs: Sequence[Mapping[str, Tensor]] = ()
