@@ -23,7 +23,7 @@ from lohan_core.engine.stopwatch import (
 )
 from lohan_core.model.cut import CutModel, LayerCall
 from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
-from lohan_core.model.rng import preserved
+from lohan_core.model.rng import preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
 
 __all__ = ["arguments_bytes", "trace_model"]
@@ -62,8 +62,7 @@ def trace_model(
     """
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     look = _Looker(model, device, estimate, warm_up_seconds)
-    with preserved(device):
-        torch.manual_seed(0)
+    with seeded(device, 0):
         views = model.random_weights(0)
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
