@@ -94,8 +94,17 @@ def is_keepable(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, An
     if not (any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)):
         return False
     # Not every operator that returns a view says so: a product without bias ends in ``_unsafe_view``.
-    given = {storage_of(tensor) for tensor in _tensors((args, kwargs))}
-    return given.isdisjoint(map(storage_of, tensors))
+    made = {storage_of(tensor) for tensor in tensors}
+    return not any(storage_of(tensor) in made for tensor in _given(args, kwargs))
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an operator's arguments, which are nested in lists at most."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (part for part in value if isinstance(part, Tensor))
 
 
 @cache
