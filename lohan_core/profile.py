@@ -39,17 +39,25 @@ class Role(StrEnum):
 class Candidate:
     """An operator whose output may be kept instead of recomputed, for one micro-batch.
 
-    ``index`` is the operator's place in the block's forward, counted over all operators that reach the dispatcher.
-    ``bytes`` counts every output (an attention's logsumexp too). ``keeping_seconds`` is what forward takes longer for
+    ``index`` is the operator's place in the block's forward, counted over all that reach the dispatcher; plans
+    name it by that. It is found again by ``occurrence``, how many of the same ``operator`` ran before it, since other
+    micro-batches may have other operators beside it (see [Note: occurrences] in ``model/keep.py``). ``bytes`` counts
+    every output (an attention's logsumexp too). ``keeping_seconds`` is what forward takes longer for
     keeping it: the host's time, where a GPU waits for that.
     """
 
     index: int = field(validator=ge(0))
     operator: str = field(validator=instance_of(str))
+    occurrence: int = field(validator=ge(0))
     bytes: int = field(validator=gt(0))
     flops: float = field(validator=ge(0))
     seconds: float = field(validator=ge(0))
     keeping_seconds: float = field(default=0.0, validator=ge(0))
+
+    @property
+    def occurs_as(self) -> tuple[str, int]:
+        """What it is found by when the block runs."""
+        return self.operator, self.occurrence
 
 
 @frozen(kw_only=True)
@@ -107,7 +115,9 @@ class Profile:
     """The facts that a planner plans with.
 
     ``weight_bytes`` is the size of one compute weight (P16: 2, or 4 in fp32); ``states`` are the flat vectors that the
-    optimizer reads and writes (P32 and OS32: three of 4 bytes for Adam).
+    optimizer reads and writes (P32 and OS32: three of 4 bytes for Adam). ``arguments_bytes`` is what one micro-batch
+    has on the GPU from a step's forward to its backward, whatever the plan: its tokens, and what layers are given
+    beside the hidden state (masks, positions).
     """
 
     machine: Machine
@@ -116,6 +126,7 @@ class Profile:
     weight_bytes: int = field(validator=gt(0))
     states: tuple[StateVector, ...] = field(validator=deep_iterable(instance_of(StateVector)))
     blocks: tuple[BlockProfile, ...] = field(validator=deep_iterable(instance_of(BlockProfile)))
+    arguments_bytes: int = field(default=0, validator=ge(0))
 
     def to_json(self) -> str:
         """Write the profile as indented JSON."""

@@ -118,7 +118,7 @@ class RunConfig:
         steps: Optimizer steps in all.
         batch_size: Sequences per optimizer step.
         micro_batch_size: Sequences that pass through a block at once; divides `batch_size`.
-        seed: Seed of shuffling and of dropout.
+        seed: Seed of shuffling, of dropout, and of the first weights where `model.weights` is `random`.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`: the first CUDA device if there is one, else the CPU.
         dtype: Dtype of compute weights, activations and gradients: `bfloat16` or `float32`. Master weights and
             optimizer states are float32 either way.

@@ -14,7 +14,7 @@ from lohan_core.engine.packing import INPUT, Packed, PackedOutput, Packing, pack
 from lohan_core.engine.step import Saved, StepData
 from lohan_core.interfaces.storage import Storage
 from lohan_core.memory import allocate_host
-from lohan_core.model.keep import Kept
+from lohan_core.model.keep import Kept, Occurrence
 from lohan_core.schedule.task import Lane, Op, Task
 
 __all__ = ["Activations", "extent_for_activations"]
@@ -61,19 +61,19 @@ class Activations:
         """d2h: the block's input and kept outputs into their places in host memory."""
         packing = self._packings[task.block]
         saved = self.data.saved[task.block, task.micro_batch]
-        host: dict[int, PackedOutput] = {}
-        ssd: dict[int, PackedOutput] = {}
-        for index in sorted(packing.leaves):
-            kept = self._take(saved, index)
+        host: dict[Occurrence, PackedOutput] = {}
+        ssd: dict[Occurrence, PackedOutput] = {}
+        for occurrence in sorted(packing.leaves):
+            kept = self._take(saved, occurrence)
             if kept is None:
                 continue
-            on_host = index in packing.host
+            on_host = occurrence in packing.host
             region = self._host_region(task) if on_host else self._spill_slot(task)
-            place = packing.host[index] if on_host else packing.ssd[index]
+            place = packing.host[occurrence] if on_host else packing.ssd[occurrence]
             packed = pack(kept, place, region, self._device)
             if packed is not None:
-                (host if on_host else ssd)[index] = packed
-            elif index == INPUT:
+                (host if on_host else ssd)[occurrence] = packed
+            elif occurrence == INPUT:
                 raise ValueError(f"block {task.block}: its input is larger than the plan's; use batches of one shape")
         saved.packed = Packed(host, ssd)
 
@@ -95,26 +95,26 @@ class Activations:
         saved = self.data.saved[task.block, task.micro_batch]
         if saved.packed is None:
             raise RuntimeError(f"block {task.block}: nothing was offloaded for micro-batch {task.micro_batch}")
-        back: dict[int, Kept] = {}
+        back: dict[Occurrence, Kept] = {}
         if packing.host_bytes:
             region = self._to_device(self._host_region(task))
-            back.update({index: output.restore(region) for index, output in saved.packed.host.items()})
+            back.update({occurrence: output.restore(region) for occurrence, output in saved.packed.host.items()})
         if packing.ssd_bytes:
             region = self._to_device(self._spill_slot(task)[: packing.ssd_bytes])
-            back.update({index: output.restore(region) for index, output in saved.packed.ssd.items()})
+            back.update({occurrence: output.restore(region) for occurrence, output in saved.packed.ssd.items()})
         if INPUT in back:
             (saved.hidden,) = back.pop(INPUT).tensors()
         saved.kept = {**saved.kept, **back}
         saved.packed = None
 
-    def _take(self, saved: Saved, index: int) -> Kept | None:
+    def _take(self, saved: Saved, occurrence: Occurrence) -> Kept | None:
         """Remove an output from what stays on the GPU; the copy's stream keeps its memory until it is through."""
-        if index == INPUT:
+        if occurrence == INPUT:
             leaves, _ = tree_flatten(saved.hidden)
             kept: Kept | None = Kept(outputs=leaves)
             saved.hidden = None
         else:
-            kept = saved.kept.pop(index, None)
+            kept = saved.kept.pop(occurrence, None)
         if kept is not None and Lane.D2H in self._streams:
             for tensor in kept.tensors():
                 if tensor.device == self._device:

@@ -27,6 +27,7 @@ from lohan_core.engine.parts import (
 )
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
+from lohan_core.model.choices import Attention
 from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
 from lohan_core.plan import Budget, Plan, Workload, plannable_gpu_bytes
@@ -173,9 +174,11 @@ def _require_isolation(model: CutModel, sample: Batch) -> None:
         return
     takes_positions = "position_ids" in signature(model.model.forward).parameters
     if not takes_positions or not isolates_documents(model, packed):
+        # Torch's kernels are given a mask; flash-attn finds out about documents only if the model hands that on.
+        remedy = "model.attention: sdpa, or " if takes_positions and model.attention is Attention.FLASH else ""
         raise ConfigError(
             f"data.packing: {type(model.model).__name__} does not keep packed samples apart: each would see those "
-            "before it in its row; set data.packing: false"
+            f"before it in its row; set {remedy}data.packing: false"
         )
 
 

@@ -15,6 +15,7 @@ from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, Replaying, nothing_saved
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.plan import Plan
+from lohan_core.profile import Profile
 from lohan_core.schedule.task import Op, Task
 
 __all__ = ["Compute"]
@@ -26,13 +27,23 @@ class Compute:
     data: StepData
 
     def __init__(
-        self, model: CutModel, plan: Plan, weights: Weights, gradients: Gradients, device: torch.device
+        self,
+        model: CutModel,
+        plan: Plan,
+        profile: Profile,
+        *,
+        weights: Weights,
+        gradients: Gradients,
+        device: torch.device,
     ) -> None:
         self._model = model
         self._weights = weights
         self._gradients = gradients
         self._device = device
-        self._wanted = [frozenset(decisions.keep) for decisions in plan.blocks]
+        self._wanted = [
+            frozenset(candidate.occurs_as for candidate in block.candidates if candidate.index in decisions.keep)
+            for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
+        ]
 
     @property
     def actions(self) -> dict[Op, Action]:
@@ -40,7 +51,7 @@ class Compute:
         return {Op.FORWARD: self.forward, Op.TURN: self.turn, Op.SCORE: self.score, Op.BACKWARD: self.backward}
 
     def forward(self, task: Task) -> None:
-        """Run one micro-batch through the prelude or a layer; remember what backward needs."""
+        """Run one micro-batch through the prelude or a layer; remember what backward needs, where one follows."""
         data, k = self.data, task.micro_batch
         views = self._weights.views(task)
         set_random_state(self._device, data.random[k])
@@ -58,12 +69,14 @@ class Compute:
     def _forward_layer(self, task: Task, views: Mapping[str, Tensor]) -> Tensor:
         data, k = self.data, task.micro_batch
         hidden, call = data.hidden.pop(k).requires_grad_(), data.calls[k][task.block - 1]
+        wanted = self._wanted[task.block] if data.trains else frozenset()
         saved = Saved(hidden.detach(), {}, data.random[k])
-        data.saved[task.block, k] = saved
-        if not self._wanted[task.block]:
+        if data.trains:
+            data.saved[task.block, k] = saved
+        if not wanted:
             with nothing_saved():
                 return self._model.layer(task.block, views, hidden, call)
-        keeping = Keeping(self._wanted[task.block], self._device)
+        keeping = Keeping(wanted, self._device)
         with nothing_saved(), keeping:
             output = self._model.layer(task.block, views, hidden, call)
         saved.kept = keeping.kept

@@ -9,14 +9,15 @@ and no shorter than the host takes to launch it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from attrs import define, field
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lohan_core.engine.trace import trace_model
+from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
 from lohan_core.hardware.sections import Hardware
 from lohan_core.model.attention import ATTENTION_DROPOUTS
@@ -128,9 +129,12 @@ class Outline:
         flop_rate, bandwidth = compute_rate(hardware), compute_bandwidth(hardware)
         with self._mode:
             tokens = torch.zeros((micro_batch_size, sequence_length), dtype=torch.long)
+            inputs = {"input_ids": tokens, "labels": tokens}
+            with self._masks():
+                arguments = arguments_bytes(self._model, [inputs], _CPU)
             blocks = trace_model(
                 self._model,
-                {"input_ids": tokens, "labels": tokens},
+                inputs,
                 _CPU,
                 # An operator that moves nothing is a view: no kernel.
                 estimate=lambda flops, moved: max(flops / flop_rate, moved / bandwidth, LAUNCH_SECONDS * (moved > 0)),
@@ -142,4 +146,17 @@ class Outline:
             weight_bytes=self.dtype.itemsize,
             states=tuple(states),
             blocks=blocks,
+            arguments_bytes=arguments,
         )
+
+    @contextmanager
+    def _masks(self) -> Iterator[None]:
+        """Have the model make the masks that its attention takes: none for flash-attn, whose part torch's has here."""
+        config = self._model.model.config
+        before = config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+        if self.attention is Attention.FLASH:
+            config._attn_implementation = "flash_attention_2"  # noqa: SLF001
+        try:
+            yield
+        finally:
+            config._attn_implementation = before  # noqa: SLF001

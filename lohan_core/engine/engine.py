@@ -140,7 +140,7 @@ class Engine:
         Raises:
             StorageError: a drive failed; the last durable step is intact.
             PlanError: the device ran out of memory; likewise intact.
-            NonFiniteGradientError: likewise intact.
+            NonFiniteGradientError: likewise; says from which step the run can go on.
             StoreError: an earlier step failed; open the run again to go on.
         """
         self._require_whole_states()
@@ -158,11 +158,11 @@ class Engine:
         self._between_steps = True
         try:
             timeline = self._execute(schedule)
-        except NonFiniteGradientError:
+        except NonFiniteGradientError as error:
             # The step before is whole all the same, unless this one has begun to update too.
             if self._machinery.defers_all:
                 self._commit_awaited()
-            raise
+            raise NonFiniteGradientError(f"{error}; {self._way_on()}") from error
         loss = data.loss
         self._store.finish_step()
         self._deferred = data.terms if self._machinery.defers else None
@@ -189,7 +189,7 @@ class Engine:
         try:
             for batch in batches:
                 workload = evolve(self.workload, micro_batches=len(batch.micro_batches))
-                data = self._begin(batch, UpdateTerms(self._finished_step, 0.0))
+                data = self._begin(batch, UpdateTerms(self._finished_step, 0.0), trains=False)
                 self._execute(build_evaluation(self.plan, self.profile, workload))
                 total += data.loss * sum(batch.loss_tokens)
                 tokens += sum(batch.loss_tokens)
@@ -295,10 +295,15 @@ class Engine:
     def _require_whole_states(self) -> None:
         """Refuse to go on from states of which a failed step has updated some and not others."""
         if self._between_steps:
-            remedy = f"open the run again to go on from step {self.durable_step}, the last durable one"
-            if not self.can_save:
-                remedy = "nothing of this run can be saved: start again in another run.dir"
-            raise StoreError(f"step {self._finished_step + 1} failed part of the way; {remedy}")
+            raise StoreError(f"step {self._finished_step + 1} failed part of the way; {self._way_on()}")
+
+    def _way_on(self) -> str:
+        """Say what can be done after a step that failed part of the way."""
+        if not self.can_save:
+            return "nothing of this run can be saved: start again in another run.dir"
+        if self._store.overwriting:
+            return "states were overwritten in place (run.durability: none): start again in another run.dir"
+        return f"open the run again to go on from step {self.durable_step}, the last durable one"
 
     def _commit_awaited(self) -> None:
         """Make the step durable that waited for its updates. They are done, and no later one has begun."""
@@ -315,11 +320,12 @@ class Engine:
             self._store.finish_step()
         self._store.commit(step, progress)
 
-    def _begin(self, batch: Batch, terms: UpdateTerms) -> StepData:
+    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
         device = self.model.device
         total = sum(batch.loss_tokens)
         data = StepData(
             terms=terms,
+            trains=trains,
             deferred=self._deferred,
             inputs=as_step_inputs(batch.micro_batches, device),
             weights=[tokens / total for tokens in batch.loss_tokens],

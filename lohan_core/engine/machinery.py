@@ -105,7 +105,7 @@ def build_machinery(
     lanes = Lanes(device)
     weights = Weights(blocks, states, buffers, dtype)
     gradients = Gradients(blocks, buffers, dtype, states)
-    compute = Compute(parts.model, plan, weights, gradients, device)
+    compute = Compute(parts.model, plan, profile, weights=weights, gradients=gradients, device=device)
     activations = Activations(
         [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],
         workload.micro_batches,

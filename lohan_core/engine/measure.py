@@ -11,7 +11,7 @@ from attrs import evolve
 
 from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, update_rates
 from lohan_core.engine.states import StateFormat
-from lohan_core.engine.trace import trace_model
+from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.profile import BlockProfile, Machine, Profile, Subject
 
 __all__ = ["free_device_bytes", "machine_name", "measure", "with_free_memory"]
@@ -64,6 +64,7 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
         weight_bytes=subject.model.dtype.itemsize,
         states=form.states,
         blocks=blocks,
+        arguments_bytes=arguments_bytes(subject.model, subject.batch.micro_batches, device),
     )
 
 
@@ -77,14 +78,18 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def with_free_memory(profile: Profile, subject: Subject) -> Profile:
-    """Return a profile that was measured before, with what is free on each tier now."""
+    """Return a profile that was measured before, with what is free on each tier now, and this batch's arguments.
+
+    Whether those include a mask depends on where documents begin and end, which no profile is kept for.
+    """
     machine = evolve(
         profile.machine,
         gpu_bytes=free_device_bytes(subject.model.device),
         host_bytes=psutil.virtual_memory().available,
         ssd_bytes=subject.storage.capacity().free_bytes,
     )
-    return evolve(profile, machine=machine)
+    arguments = arguments_bytes(subject.model, subject.batch.micro_batches, subject.model.device)
+    return evolve(profile, machine=machine, arguments_bytes=arguments)
 
 
 def machine_name(device: torch.device) -> str:

@@ -33,7 +33,8 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
     skeleton = build_skeleton(model_config, dtype, trust_remote_code=trust)
     wanted = config.model.attention
     obstacle = flash_attn_obstacle(device, dtype) if wanted in {Attention.AUTO, Attention.FLASH} else None
-    choice = choose_attention(wanted, skeleton, obstacle)
+    packed_rows = config.run.micro_batch_size if config.data.packing else 0
+    choice = choose_attention(wanted, skeleton, obstacle, packed_rows=packed_rows)
     if choice.attention is Attention.EAGER:  # what the architecture supports is known only once there is a model of it
         skeleton = build_skeleton(model_config, dtype, eager_attention=True, trust_remote_code=trust)
     model = cut_model(skeleton, config.model.loss)

@@ -16,8 +16,16 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from lohan_core.engine.packing import stored_bytes
-from lohan_core.model.keep import Kept, OperatorCounter, is_keepable, mutated_storages, storage_of
+from lohan_core.engine.packing import TENSOR_ALIGNMENT, stored_bytes
+from lohan_core.model.keep import (
+    ATTENTION,
+    Kept,
+    Occurrence,
+    OperatorCounter,
+    is_keepable,
+    mutated_storages,
+    storage_of,
+)
 from lohan_core.profile import Candidate
 
 __all__ = ["Estimate", "Operators", "count_flops"]
@@ -48,7 +56,7 @@ class Operators(OperatorCounter):
         """Time of all operators."""
         return sum(self.times)
 
-    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run, time and weigh one operator."""
         self._wait()
         began = time.perf_counter()
@@ -62,18 +70,23 @@ class Operators(OperatorCounter):
         self.flops += flops
         for storage in mutated_storages(func, args, kwargs):
             self.candidates.pop(self._storages.pop(storage, -1), None)
-        if self.notes_candidates and is_keepable(func, outputs):
-            self._note(index, func, outputs, flops, seconds)
+        if self.notes_candidates and is_keepable(func, args, kwargs, outputs):
+            self._note(occurrence, outputs, flops, seconds)
         return outputs
 
-    def _note(self, index: int, func: OpOverload, outputs: Any, flops: float, seconds: float) -> None:
+    def _note(self, occurrence: Occurrence, outputs: Any, flops: float, seconds: float) -> None:
         # An address names a storage only while it lives.
         kept = Kept(outputs=tree_map_only(Tensor, Tensor.detach, outputs))
         self._alive.extend(kept.tensors())
         size = stored_bytes(kept)
         self.output_bytes += size
-        name = f"{func.overloadpacket.__name__}.{index}"
-        self.candidates[index] = Candidate(index=index, operator=name, bytes=size, flops=flops, seconds=seconds)
+        if occurrence[0] == ATTENTION:
+            size += _room_for_other_kernels(kept)
+        index = len(self.times) - 1
+        operator, before = occurrence
+        self.candidates[index] = Candidate(
+            index=index, operator=operator, occurrence=before, bytes=size, flops=flops, seconds=seconds
+        )
         for tensor in kept.tensors():
             self._storages[storage_of(tensor)] = index
 
@@ -85,6 +98,20 @@ class Operators(OperatorCounter):
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _room_for_other_kernels(kept: Kept) -> int:
+    """Bytes that another kernel of attention returns beside the same values: other masks have other kernels.
+
+    Some pad each head's logsumexp (the second output, rows x heads x tokens) to a multiple of 32, and some have a seed
+    more. Without a place for them, what they return would not be kept.
+    """
+    seeds = 4 * TENSOR_ALIGNMENT
+    _, *beside = kept.tensors()
+    if not beside or beside[0].dim() < 3:  # flash-attn's, of all documents in one line
+        return seeds
+    rows, heads, tokens = beside[0].shape[:3]
+    return seeds + rows * heads * (-tokens % 32) * beside[0].element_size()
 
 
 def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> float:

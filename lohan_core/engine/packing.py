@@ -16,15 +16,25 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lohan_core.layout import round_up
-from lohan_core.model.keep import Kept
+from lohan_core.model.keep import Kept, Occurrence
 from lohan_core.plan import BlockPlan, Tier
 from lohan_core.profile import BlockProfile, Role
 from lohan_core.states import SECTOR_BYTES
 
-__all__ = ["INPUT", "Packed", "PackedTensor", "Packing", "Place", "plan_packing", "raw_bytes", "stored_bytes"]
+__all__ = [
+    "INPUT",
+    "TENSOR_ALIGNMENT",
+    "Packed",
+    "PackedTensor",
+    "Packing",
+    "Place",
+    "plan_packing",
+    "raw_bytes",
+    "stored_bytes",
+]
 
-INPUT = -1
-"""Stands for the block's input among candidate indices."""
+INPUT: Occurrence = ("", 0)
+"""Stands for the block's input among operators."""
 
 TENSOR_ALIGNMENT = 256
 
@@ -39,15 +49,15 @@ class Place:
 
 @frozen
 class Packing:
-    """One block's layout: places by candidate index (``INPUT`` for the block's input), and each region's bytes."""
+    """One block's layout: places by operator (``INPUT`` for the block's input), and each region's bytes."""
 
-    host: dict[int, Place]
-    ssd: dict[int, Place]
+    host: dict[Occurrence, Place]
+    ssd: dict[Occurrence, Place]
     host_bytes: int
     ssd_bytes: int
 
     @property
-    def leaves(self) -> frozenset[int]:
+    def leaves(self) -> frozenset[Occurrence]:
         """What leaves the GPU."""
         return frozenset(self.host) | frozenset(self.ssd)
 
@@ -83,30 +93,28 @@ class PackedOutput:
 
 @frozen
 class Packed:
-    """What was put into each region, by candidate index."""
+    """What was put into each region, by operator."""
 
-    host: dict[int, PackedOutput]
-    ssd: dict[int, PackedOutput]
+    host: dict[Occurrence, PackedOutput]
+    ssd: dict[Occurrence, PackedOutput]
 
 
 def plan_packing(block: BlockProfile, decisions: BlockPlan) -> Packing:
     """Give every output that leaves the GPU its place. Places are whole sectors, as in the schedule's arithmetic."""
-    sizes = {candidate.index: candidate.bytes for candidate in block.candidates}
-    wanted = dict(decisions.keep)
+    kept = [(c.occurs_as, c.bytes, decisions.keep[c.index]) for c in block.candidates if c.index in decisions.keep]
     if block.role is not Role.PRELUDE:
-        sizes[INPUT] = block.input_bytes
-        wanted[INPUT] = decisions.inputs
-    host, host_bytes = _place(sizes, (index for index in sorted(wanted) if wanted[index] is Tier.HOST))
-    ssd, ssd_bytes = _place(sizes, (index for index in sorted(wanted) if wanted[index] is Tier.SSD))
+        kept.insert(0, (INPUT, block.input_bytes, decisions.inputs))
+    host, host_bytes = _place((occurrence, size) for occurrence, size, tier in kept if tier is Tier.HOST)
+    ssd, ssd_bytes = _place((occurrence, size) for occurrence, size, tier in kept if tier is Tier.SSD)
     return Packing(host, ssd, host_bytes, ssd_bytes)
 
 
-def _place(sizes: dict[int, int], indices: Iterable[int]) -> tuple[dict[int, Place], int]:
+def _place(sizes: Iterable[tuple[Occurrence, int]]) -> tuple[dict[Occurrence, Place], int]:
     places = {}
     cursor = 0
-    for index in indices:
-        room = round_up(sizes[index], SECTOR_BYTES)
-        places[index] = Place(cursor, room)
+    for occurrence, size in sizes:
+        room = round_up(size, SECTOR_BYTES)
+        places[occurrence] = Place(cursor, room)
         cursor += room
     return places, cursor
 

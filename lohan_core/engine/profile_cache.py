@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -23,8 +24,19 @@ __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
+
+
+PACKAGES = ("transformers", "flash-attn", "liger-kernel")
+"""What decides, beside torch, which operators run."""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @frozen
@@ -46,7 +58,7 @@ class ProfileCache:
             "version": VERSION,
             "machine": [platform.node(), platform.machine(), psutil.cpu_count(), psutil.virtual_memory().total],
             "device": [str(model.device), machine_name(model.device)],
-            "software": [torch.__version__, torch.get_num_threads()],
+            "software": [torch.__version__, torch.get_num_threads(), *map(_version, PACKAGES)],
             "storage": subject.storage.describe(),
             "optimizer": subject.optimizer.describe(),
             "model": [str(model.dtype), model.attention, model.loss, model.model.config.to_json_string(use_diff=False)],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lohan_core.engine.packing import Packed
 from lohan_core.model.cut import LayerCall
-from lohan_core.model.keep import Kept
+from lohan_core.model.keep import Kept, Occurrence
 
 __all__ = ["Saved", "StepData", "UpdateTerms", "micro_batch_seed"]
 
@@ -44,7 +44,7 @@ class Saved:
     """
 
     hidden: Tensor | None
-    kept: dict[int, Kept]
+    kept: dict[Occurrence, Kept]
     random_state: Tensor
     packed: Packed | None = None
 
@@ -54,6 +54,8 @@ class StepData:
     """One step's data. Each entry is written by one task and read by tasks that come after it."""
 
     terms: UpdateTerms
+    trains: bool = True
+    """Whether a backward follows, for which blocks keep what they have seen; an evaluation needs nothing of it."""
     deferred: UpdateTerms | None = None
     """Those of the step before, if its deferred updates are done in this one."""
     inputs: Sequence[Mapping[str, Tensor]] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +19,9 @@ from lohan_core.model.loss import require_same_loss
 from lohan_core.profile import Subject
 from lohan_core.registry import Registry
 from lohan_core.store import StoreDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["open_subject"]
 
@@ -46,12 +51,27 @@ def open_subject(config: Config, registry: Registry, device: torch.device, repor
             default_directory=directory.path / "extents",
         )
         with closing(storage):
-            batch = _random_batch(config, model.model.config.get_text_config(decoder=True).vocab_size)
+            batch = _random_batch(config, model.model)
             yield Subject(model=model, storage=storage, optimizer=optimizer, batch=batch, report=report)
 
 
-def _random_batch(config: Config, vocabulary: int) -> Batch:
+def _random_batch(config: Config, model: PreTrainedModel) -> Batch:
+    """Draw tokens as the run's data would be laid out: two documents in each row, or one and some padding.
+
+    Whole rows of one document would be computed without a mask, which rows of a real data set rarely are.
+    """
     generator = torch.Generator().manual_seed(config.run.seed)
-    tokens = torch.randint(vocabulary, (config.run.micro_batch_size, config.data.sequence_length), generator=generator)
+    rows, length = config.run.micro_batch_size, config.data.sequence_length
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    tokens = torch.randint(vocabulary, (rows, length), generator=generator)
+    positions = torch.arange(length).expand(rows, length)
+    layout = (
+        {"position_ids": positions % -(-length // 2)}
+        if config.data.packing
+        else {"attention_mask": (positions < length - 1).long()}
+    )
+    taken = {name: tensor for name, tensor in layout.items() if name in signature(model.forward).parameters}
     micro_batches = config.run.batch_size // config.run.micro_batch_size
-    return Batch.of([{"input_ids": tokens, "labels": tokens}] * micro_batches, tokens=micro_batches * tokens.numel())
+    return Batch.of(
+        [{"input_ids": tokens, "labels": tokens, **taken}] * micro_batches, tokens=micro_batches * tokens.numel()
+    )

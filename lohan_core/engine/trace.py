@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lohan_core.engine.operators import Estimate, Operators
 from lohan_core.engine.peak import peak_bytes
@@ -21,11 +22,11 @@ from lohan_core.engine.stopwatch import (
     without_gradients,
 )
 from lohan_core.model.cut import CutModel, LayerCall
-from lohan_core.model.keep import Keeping, nothing_saved
-from lohan_core.model.rng import preserved
+from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
+from lohan_core.model.rng import preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
 
-__all__ = ["trace_model"]
+__all__ = ["arguments_bytes", "trace_model"]
 
 
 @frozen(kw_only=True)
@@ -61,8 +62,7 @@ def trace_model(
     """
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     look = _Looker(model, device, estimate, warm_up_seconds)
-    with preserved(device):
-        torch.manual_seed(0)
+    with seeded(device, 0):
         views = model.random_weights(0)
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
@@ -97,6 +97,30 @@ def trace_model(
         )
         for block, role, entering, seen in zip(model.blocks, roles, input_bytes, found, strict=True)
     )
+
+
+def arguments_bytes(model: CutModel, micro_batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> int:
+    """Find what a micro-batch's inputs, and the arguments that its layers are given, take: the most of several.
+
+    Layers share masks and tables of positions, so each storage counts once; the model's own buffers do not count, since
+    there is one of each for all micro-batches.
+
+    Args:
+        model: the cut model, its buffers on ``device``.
+        micro_batches: as for its prelude; some may need a mask and others none.
+        device: where the run computes.
+    """
+    return max(_arguments_bytes(model, {name: t.to(device) for name, t in m.items()}) for m in micro_batches)
+
+
+def _arguments_bytes(model: CutModel, inputs: Mapping[str, Tensor]) -> int:
+    with preserved(model.device), torch.no_grad():
+        _, calls = model.prelude({}, inputs)
+    held = [inputs, *((call.arguments, dict(call.keywords)) for call in calls)]
+    storages = {storage_of(t): t.untyped_storage().nbytes() for t in tree_leaves(held) if isinstance(t, Tensor)}
+    for buffer in model.model.buffers():
+        storages.pop(storage_of(buffer), None)
+    return sum(storages.values())
 
 
 @frozen
@@ -177,10 +201,10 @@ class _Looker:
         shortest = [min(look[index] for look in times) for index in range(len(first.times))]
         whole = self._time(saving_nothing(run))
         scale = whole / sum(shortest)
-        keeping = self._keeping_seconds(frozenset(first.candidates), run, whole)
+        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in candidates), run, whole)
         return whole, tuple(evolve(c, seconds=shortest[c.index] * scale, keeping_seconds=keeping) for c in candidates)
 
-    def _keeping_seconds(self, candidates: frozenset[int], run: Callable[[], Tensor], whole: float) -> float:
+    def _keeping_seconds(self, candidates: frozenset[Occurrence], run: Callable[[], Tensor], whole: float) -> float:
         """Find what forward takes longer for each output that it keeps: all kept, over none.
 
         That is the host's time, and counts on a GPU that waits for it; a CPU computes in it.

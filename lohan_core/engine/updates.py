@@ -125,8 +125,8 @@ class Updates:
         data.gradient_norm = math.sqrt(sum(norm**2 for norm in norms))
         if not math.isfinite(data.gradient_norm):
             raise NonFiniteGradientError(
-                f"step {data.terms.step}: the gradient norm is {data.gradient_norm}; the last finished step is intact; "
-                "lower optimizer.lr, or look at the data of this step"
+                f"step {data.terms.step}: the gradient norm is {data.gradient_norm}; lower optimizer.lr, or look at "
+                "the data of this step"
             )
         data.terms.gradient_factor = clip_factor(data.gradient_norm, self._max_grad_norm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from lohan_core.errors import ConfigError
 from lohan_core.model.choices import Attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
     "ATTENTION_DROPOUTS",
@@ -58,21 +59,29 @@ class Obstacle:
     remedy: str
 
 
-def choose_attention(wanted: Attention, model: PreTrainedModel, obstacle: Obstacle | None) -> AttentionChoice:
+def choose_attention(
+    wanted: Attention, model: PreTrainedModel, obstacle: Obstacle | None, *, packed_rows: int = 0
+) -> AttentionChoice:
     """Choose the kernels of a model's attention.
 
     Args:
         wanted: what the config says.
         model: a skeleton, with the attention that transformers gives it.
         obstacle: why this machine has no flash-attn for it; None: it has (:func:`flash_attn_obstacle`).
+        packed_rows: in how many rows of a micro-batch samples are packed; 0: none are.
 
     Raises:
         ConfigError: what the config names is not to be had.
     """
     name = type(model).__name__
-    obstacle = obstacle or _obstacle_of_model(model)
     fused = bool(getattr(model, "_supports_sdpa", False))
+    if wanted in {Attention.AUTO, Attention.FLASH}:
+        obstacle = obstacle or _obstacle_of_model(model)
     if wanted is Attention.AUTO:
+        if fused and packed_rows > 1 and not _takes_boundaries(model):
+            obstacle = obstacle or Obstacle(
+                reason=f"flash-attn cannot be told by {name} where packed samples begin", remedy="take another model"
+            )
         if obstacle is None:
             return AttentionChoice(attention=Attention.FLASH, reason="flash-attn is installed")
         if fused:
@@ -116,10 +125,10 @@ def flash_attn_obstacle(device: torch.device, dtype: torch.dtype) -> Obstacle | 
 def _obstacle_of_package() -> Obstacle | None:
     try:
         import_module("flash_attn")
-    except ModuleNotFoundError:
-        return Obstacle(reason="flash-attn is not installed", remedy="pip install 'lohan[flash-attn]'")
-    except ImportError as error:  # built for another torch, say
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - built for another torch, or for a driver that is not there: anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "flash_attn":
+            return Obstacle(reason="flash-attn is not installed", remedy="pip install 'lohan[flash-attn]'")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Obstacle(reason=f"flash-attn cannot be imported: {reason}", remedy="build it for this torch")
     from transformers.utils import is_flash_attn_2_available
 
@@ -137,17 +146,35 @@ def _obstacle_of_model(model: PreTrainedModel) -> Obstacle | None:
     listed = getattr(model, "_compatible_flash_implementations", None) or [_FLASH]
     if not (getattr(model, "_supports_flash_attn", False) and settable and _FLASH in listed):
         return Obstacle(reason=f"{name} does not support flash-attn", remedy="take another model")
-    config = model.config.get_text_config(decoder=True)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = _layer_configs(model)
+    head = max(_largest_head(config) for config in layers)
     if head > _LARGEST_HEAD:
         return Obstacle(reason=f"flash-attn has no heads of {head} values", remedy="take another model")
-    dropout = next((key for key in ATTENTION_DROPOUTS if getattr(config, key, 0.0)), None)
+    dropout = next((key for key in ATTENTION_DROPOUTS if any(getattr(config, key, 0.0) for config in layers)), None)
     if dropout is not None:
         # Its kernels do not say that they draw: what is kept of a forward would be replayed with other numbers.
         return Obstacle(
             reason="flash-attn's dropout cannot be replayed", remedy=f"set {dropout} to 0 in the model's config.json"
         )
     return None
+
+
+def _layer_configs(model: PreTrainedModel) -> Sequence[PreTrainedConfig]:
+    """Give each layer's config, where layers differ: transformers then refuses to answer for all of them at once."""
+    config = model.config.get_text_config(decoder=True)
+    return list(config.per_layer_config) if getattr(config, "is_heterogeneous", False) else [config]
+
+
+def _largest_head(config: PreTrainedConfig) -> int:
+    """Return the width of a layer's widest heads: in latent attention, keys have other ones than values."""
+    named = [getattr(config, name, None) or 0 for name in ("head_dim", "qk_head_dim", "v_head_dim")]
+    parts = [getattr(config, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    return max(*named, sum(parts)) or config.hidden_size // config.num_attention_heads
+
+
+def _takes_boundaries(model: PreTrainedModel) -> bool:
+    """Tell whether the model hands on to its layers what it does not know itself."""
+    return Parameter.VAR_KEYWORD in {parameter.kind for parameter in signature(model.forward).parameters.values()}
 
 
 def flash_boundaries(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Tensor | int]:
@@ -160,7 +187,7 @@ def flash_boundaries(model: PreTrainedModel, position_ids: Tensor) -> dict[str, 
         model: the model; its attention is flash-attn's.
         position_ids: positions that begin again from 0 at each document, shape (rows, tokens).
     """
-    if Parameter.VAR_KEYWORD not in {parameter.kind for parameter in signature(model.forward).parameters.values()}:
+    if not _takes_boundaries(model):
         return {}
     starts = (position_ids.reshape(-1) == 0).nonzero().view(-1)
     boundaries = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lohan_core.model.cut import CutModel
-from lohan_core.model.rng import preserved
+from lohan_core.model.rng import seeded
 
 __all__ = ["isolates_documents"]
 
@@ -30,8 +30,7 @@ def isolates_documents(model: CutModel, inputs: Mapping[str, Tensor]) -> bool:
         return True
     model.model.eval()  # dropout would change the output too
     try:
-        with preserved(model.device), torch.no_grad():
-            torch.manual_seed(0)
+        with seeded(model.device, 0), torch.no_grad():
             hidden, calls = model.prelude(model.random_weights(0), inputs)
             # Not by a constant, which a layer norm takes out again.
             changed = hidden.clone()

@@ -1,10 +1,16 @@
 """Keeping operators' outputs in a block's forward, and handing them out again when backward re-runs the block.
 
-[Note: operator indices] Every operator that reaches the dispatcher while a block runs is counted; its place in that
-count names it. Forward and re-run execute the same Python code on the same values, both with grad enabled (under
-``no_grad`` torch folds some matrix products differently and would give other bits), so the count agrees between the
-two. Should a model's control flow depend on its data (experts), it does so alike in both, because both see the same
-micro-batch.
+[Note: occurrences] Every operator that reaches the dispatcher while a block runs is counted; its name, and how many of
+that name ran before it, tell which it is. Forward and re-run execute the same Python code on the same values, both with
+grad enabled (under ``no_grad`` torch folds some matrix products differently and would give other bits), so the counts
+agree between the two. Should a model's control flow depend on its data (experts), it does so alike in both, because
+both see the same micro-batch.
+
+Between micro-batches they need not agree, and a plan is made for all of them from the first. transformers gives a layer
+no mask where no row is padded and none holds several documents: torch then has another kernel of attention, and the
+operators that widen the mask and the keys for it are not there. Counted all together, everything behind them would be
+taken for something else; counted by name, the products and attention, whose kernels are one name here, stay what they
+are. What a plan names and a micro-batch has not is computed again.
 
 A kept output is an alias of what the operator returned, so it costs no copy. An operator that writes in place into a
 kept value takes it off the list: the value would no longer be what the operator returned.
@@ -16,10 +22,10 @@ tensor, as nearly all are, goes past the general walk through nested outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -31,8 +37,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lohan_core.model.rng import get_random_state, set_random_state
 
 __all__ = [
+    "ATTENTION",
     "Keeping",
     "Kept",
+    "Occurrence",
     "OperatorCounter",
     "Replaying",
     "is_keepable",
@@ -40,6 +48,14 @@ __all__ = [
     "nothing_saved",
     "storage_of",
 ]
+
+Occurrence: TypeAlias = tuple[str, int]
+"""An operator's name, and how many of that name ran before it in the block's forward."""
+
+ATTENTION = "attention"
+"""What all fused kernels of attention are called: torch chooses another for each kind of mask."""
+
+_KERNELS_OF_ATTENTION = ("_scaled_dot_product_", "_flash_attn_", "_flash_attention_", "_efficient_attention_")
 
 
 @frozen(kw_only=True)
@@ -67,7 +83,7 @@ def _map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
     return change(values) if isinstance(values, Tensor) else tree_map_only(Tensor, change, values)
 
 
-def is_keepable(func: OpOverload, outputs: Any) -> bool:
+def is_keepable(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> bool:
     """Tell whether an operator's outputs are values of their own: fresh, dense, and made from other tensors.
 
     Views and in-place operators alias their arguments; ``empty`` and its like return nothing worth keeping.
@@ -75,7 +91,20 @@ def is_keepable(func: OpOverload, outputs: Any) -> bool:
     if not _makes_values(func):
         return False
     tensors = _tensors(outputs)
-    return any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)
+    if not (any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)):
+        return False
+    # Not every operator that returns a view says so: a product without bias ends in ``_unsafe_view``.
+    made = {storage_of(tensor) for tensor in tensors}
+    return not any(storage_of(tensor) in made for tensor in _given(args, kwargs))
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an operator's arguments, which are nested in lists at most."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (part for part in value if isinstance(part, Tensor))
 
 
 @cache
@@ -116,31 +145,38 @@ def storage_of(tensor: Tensor) -> int:
 
 
 @cache
-def _counts(func: OpOverload) -> bool:
-    """All but autograd's own, more of them where saved tensors pass a hook, and questions to tensors without memory."""
-    return func.overloadpacket is not torch.ops.aten.detach and func.namespace != "prim"
+def _name(func: OpOverload) -> str | None:
+    """Name an operator. None: it does not count.
+
+    All do but autograd's own, more of them where saved tensors pass a hook, and questions to tensors without memory.
+    """
+    if func.overloadpacket is torch.ops.aten.detach or func.namespace == "prim":
+        return None
+    name: str = func.overloadpacket.__name__
+    return ATTENTION if name.startswith(_KERNELS_OF_ATTENTION) else name
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Runs every operator and counts it; subclasses look in."""
+    """Runs every operator and counts it among those of its name; subclasses look in."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self.count = 0
+        self._counts: dict[str, int] = {}
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Count one operator and hand it on with its index."""
-        if not _counts(func):
+        """Count one operator and hand it on."""
+        name = _name(func)
+        if name is None:
             return func(*args, **(kwargs or {}))
-        index = self.count
-        self.count += 1
-        return self.run(index, func, args, kwargs or {})
+        before = self._counts.get(name, 0)
+        self._counts[name] = before + 1
+        return self.run((name, before), func, args, kwargs or {})
 
-    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run the operator with this index."""
-        del index
+    def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operator."""
+        del occurrence
         return func(*args, **kwargs)
 
 
@@ -150,22 +186,22 @@ def _draws(func: OpOverload) -> bool:
 
 
 class Keeping(OperatorCounter):
-    """Runs a block and keeps the outputs of the operators named by ``wanted``."""
+    """Runs a block and keeps the outputs of the operators named by ``wanted``, those of them that there are."""
 
-    def __init__(self, wanted: frozenset[int], device: torch.device) -> None:
+    def __init__(self, wanted: Container[Occurrence], device: torch.device) -> None:
         super().__init__()
-        self.kept: dict[int, Kept] = {}
+        self.kept: dict[Occurrence, Kept] = {}
         self._wanted = wanted
         self._device = device
 
-    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operator; keep it if wanted; drop what it overwrites."""
         outputs = func(*args, **kwargs)
         for storage in mutated_storages(func, args, kwargs):
             self._drop(storage)
-        if index in self._wanted and is_keepable(func, outputs):
+        if occurrence in self._wanted and is_keepable(func, args, kwargs, outputs):
             # An alias, since autograd will hang the graph of this forward onto the tensor that is returned.
-            self.kept[index] = Kept(
+            self.kept[occurrence] = Kept(
                 outputs=_map_tensors(Tensor.detach, outputs),
                 random_state=get_random_state(self._device) if _draws(func) else None,
             )
@@ -173,22 +209,22 @@ class Keeping(OperatorCounter):
 
     def _drop(self, storage: int) -> None:
         """Let go of what has been overwritten. Rare: so it is looked for, not kept account of."""
-        for index, kept in list(self.kept.items()):
+        for occurrence, kept in list(self.kept.items()):
             if any(storage_of(tensor) == storage for tensor in kept.tensors()):
-                del self.kept[index]
+                del self.kept[occurrence]
 
 
 class Replaying(OperatorCounter):
     """Re-runs a block, handing out what was kept instead of computing it."""
 
-    def __init__(self, kept: Mapping[int, Kept], device: torch.device) -> None:
+    def __init__(self, kept: Mapping[Occurrence, Kept], device: torch.device) -> None:
         super().__init__()
         self._kept = kept
         self._device = device
 
-    def run(self, index: int, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Hand out a kept output, with the random state behind it, or run the operator."""
-        kept = self._kept.get(index)
+        kept = self._kept.get(occurrence)
         if kept is None:
             return func(*args, **kwargs)
         if kept.random_state is not None:

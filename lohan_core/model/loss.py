@@ -12,7 +12,7 @@ from torch import Tensor
 from lohan_core.errors import ConfigError
 from lohan_core.model.choices import Loss
 from lohan_core.model.chunked_loss import CASTS, HeadLoss, chunked_cross_entropy
-from lohan_core.model.rng import preserved
+from lohan_core.model.rng import seeded
 
 if TYPE_CHECKING:
     from lohan_core.model.cut import CutModel
@@ -55,11 +55,12 @@ def require_same_loss(model: CutModel) -> None:
         return
     found = _try_loss(model)
     for name, expected in _try_loss(evolve(model, loss=Loss.WHOLE)).items():
-        off = float(_norm(found.get(name, 0.0) - expected) / _norm(expected))
-        if not off <= _TOLERANCE[model.dtype]:
+        off, size = float(_norm(found.get(name, 0.0) - expected)), float(_norm(expected))
+        if not off <= _TOLERANCE[model.dtype] * size:
+            by = f"by {off / size:.1%}" if size else "which is zero"
             raise ConfigError(
-                f"model.loss: {model.loss} gives another {name} than {type(model.model).__name__} does, by "
-                f"{off:.1%}; set model.loss: whole"
+                f"model.loss: {model.loss} gives another {name} than {type(model.model).__name__} does, {by}; "
+                "set model.loss: whole"
             )
 
 
@@ -68,8 +69,7 @@ def _try_loss(model: CutModel) -> dict[str, Tensor]:
     vocabulary = model.model.config.get_text_config(decoder=True).vocab_size
     model.model.eval()  # dropout would draw, and differ
     try:
-        with preserved(model.device):
-            torch.manual_seed(0)
+        with seeded(model.device, 0):
             tokens = torch.randint(vocabulary, (2, 8), device=model.device)
             inputs = {"input_ids": tokens, "labels": tokens.clone()}
             inputs["labels"][:, 2] = -100

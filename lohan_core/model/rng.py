@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["get_random_state", "preserved", "seeded_state", "set_random_state"]
+__all__ = ["get_random_state", "preserved", "seeded", "seeded_state", "set_random_state"]
 
 
 def get_random_state(device: torch.device) -> Tensor:
@@ -39,3 +39,14 @@ def preserved(device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_random_state(device, state)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on this device, and put the caller's random state back at the end.
+
+    ``torch.manual_seed`` would seed every other device too, whose states nobody puts back.
+    """
+    with preserved(device):
+        set_random_state(device, seeded_state(device, seed))
+        yield

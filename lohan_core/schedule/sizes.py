@@ -80,8 +80,9 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
 
     Host: states that live there and what states in memory are saved by, gradients (of blocks whose states live on the
     drives) and activations that wait there. Ssd: every version of every state (those in memory too, if they are to be
-    saved), gradients and activations that wait there. GPU: states and candidates kept there, the activations and
-    gradients at block boundaries, what is on its way in or out, and the largest transient.
+    saved), gradients and activations that wait there. GPU: states and candidates kept there, every micro-batch's tokens
+    and layer arguments, the activations and gradients at block boundaries, what is on its way in or out, and the largest
+    transient.
     """
     total = dict.fromkeys(Tier, 0)
     largest_input = max(block.input_bytes for block in profile.blocks)
@@ -103,6 +104,7 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
         for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
     ):
         total[Tier.HOST] += saving_bytes(profile)
+    total[Tier.GPU] += workload.micro_batches * profile.arguments_bytes
     total[Tier.GPU] += (workload.micro_batches + 2) * largest_input
     total[Tier.GPU] += 2 * max(held.moved for held in kept)
     total[Tier.GPU] += max(block.transient_bytes for block in profile.blocks)

@@ -143,6 +143,11 @@ class Store:
         return self._commit.step
 
     @property
+    def overwriting(self) -> bool:
+        """Whether states of the last commit were overwritten since: nobody could go on from it, were this the end."""
+        return self._manifest.overwriting
+
+    @property
     def progress(self) -> Mapping[str, JSON]:
         """The progress given to the last commit. Raises ValueError before the first."""
         return self._commit.progress

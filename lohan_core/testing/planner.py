@@ -62,7 +62,8 @@ def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidat
             candidates=tuple(
                 Candidate(
                     index=3 * number,
-                    operator="aten.mm.default",
+                    operator="mm",
+                    occurrence=number,
                     bytes=2 * width * tokens * dice.randint(1, 4),
                     flops=flops * share / candidates,
                     seconds=flops * share / candidates / flops_per_second,
@@ -96,6 +97,7 @@ def example_profile(*, layers: int, width: int, tokens: int, seed: int, candidat
             *(block(f"layers.{number}", Role.LAYER, 12 * width * width, candidates) for number in range(layers)),
             block("postlude", Role.POSTLUDE, 1000 * width, 1),
         ),
+        arguments_bytes=64 * tokens,
     )
 
 

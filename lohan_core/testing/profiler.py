@@ -145,6 +145,8 @@ class ProfilerSuite(ConformanceSuite):
         for block in profile.blocks:
             indices = [candidate.index for candidate in block.candidates]
             assert indices == sorted(set(indices)), f"indices in {block.name}"
+            found_by = {candidate.occurs_as for candidate in block.candidates}
+            assert len(found_by) == len(indices), f"two candidates in {block.name} cannot be told apart"
             assert sum(c.flops for c in block.candidates) <= block.flops * (1 + 1e-9), f"flops in {block.name}"
             for candidate in block.candidates:
                 assert 0 <= candidate.seconds < 60, f"{candidate.operator} in {block.name}"

@@ -19,6 +19,7 @@ from torch import nn
 
 from lohan_core.errors import ModelError
 from lohan_core.layout import BlockLayout
+from lohan_core.model.rng import seeded
 from lohan_core.weights.checkpoint import tied_names
 
 if TYPE_CHECKING:
@@ -84,9 +85,13 @@ class RandomWeights:
         if not names:
             return {}
         digest = hashlib.blake2b(f"{self._seed} {names[0]}".encode(), digest_size=8).digest()
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _in_place_of_meta(self.model, names, self._device) as drawn:
-            torch.manual_seed(int.from_bytes(digest) >> 1)
+        seed = int.from_bytes(digest) >> 1
+        # The CPU too: some architectures draw there, and copy.
+        with (
+            seeded(torch.device("cpu"), seed),
+            seeded(self._device, seed),
+            _in_place_of_meta(self.model, names, self._device) as drawn,
+        ):
             self._initialize(names)
         for name, parameter in drawn.items():
             if not parameter.isfinite().all():

@@ -66,6 +66,15 @@ def test_another_batch_time_model_loss_attention_or_version_is_another_profile(c
     assert len(keys) == 7
 
 
+@pytest.mark.parametrize("package", ["transformers", "flash-attn", "liger-kernel"])
+def test_another_version_of_what_computes_is_another_profile(cache, monkeypatch, package):
+    subject = example_subject()
+    before = cache.key(subject, seconds=0.001)
+    known = profile_cache.version
+    monkeypatch.setattr(profile_cache, "version", lambda name: "99.0" if name == package else known(name))
+    assert cache.key(subject, seconds=0.001) != before
+
+
 def test_the_number_of_micro_batches_does_not_matter(cache):
     subject = example_subject()
     more = evolve(subject, batch=evolve(subject.batch, micro_batches=subject.batch.micro_batches * 3))

@@ -16,6 +16,16 @@ from lohan_core.model.rng import get_random_state, set_random_state
 CPU = torch.device("cpu")
 
 
+class _Half:
+    """Holds every second operator or so that it is asked for."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+
+    def __contains__(self, occurrence: object) -> bool:
+        return self._dice.random() < 0.5
+
+
 def gradients_by_blocks(
     cut: CutModel, model: PreTrainedModel, inputs: Mapping[str, Tensor], dice: random.Random
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -48,7 +58,7 @@ def gradients_by_blocks(
         hidden, calls = cut.prelude(weights_of(0), inputs)
     for index in cut.layers:
         hidden = hidden.detach().contiguous()
-        keeping = Keeping(frozenset(i for i in range(5000) if dice.random() < 0.5), CPU)
+        keeping = Keeping(_Half(dice), CPU)
         saved.append((hidden, get_random_state(CPU), keeping))
         with nothing_saved(), keeping:
             hidden = cut.layer(index, weights_of(index), hidden.requires_grad_(), calls[index - 1])

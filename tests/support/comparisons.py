@@ -29,7 +29,7 @@ def _block(name: str, role: Role) -> BlockProfile:
         seconds=0.006,
         transient_bytes=10**6,
         candidates=tuple(
-            Candidate(index=index, operator=operator, bytes=size, flops=5e8, seconds=seconds)
+            Candidate(index=index, operator=operator, occurrence=0, bytes=size, flops=5e8, seconds=seconds)
             for index, (operator, size, seconds) in enumerate(operators)
         ),
     )

@@ -65,6 +65,7 @@ def block_profiles(draw, name: str, role: Role, *, borrows: tuple[int, ...] = ()
             Candidate(
                 index=3 * number,
                 operator="an operator",
+                occurrence=number,
                 bytes=size,
                 flops=1.0,
                 seconds=draw(SECONDS),
@@ -91,6 +92,7 @@ def profiles(draw) -> Profile:
             *(draw(block_profiles(f"layers.{number}", Role.LAYER)) for number in range(layers)),
             draw(block_profiles("postlude", Role.POSTLUDE, borrows=(0,) if tied else ())),
         ),
+        arguments_bytes=draw(st.integers(0, 20000)),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lohan_core.backend import Backend
 from lohan_core.engine.states import StateFormat
-from lohan_core.engine.trace import trace_model
+from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hookspecs import PROJECT, hookimpl
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerConfig, StateField
 from lohan_core.interfaces.planner import Planner
@@ -132,6 +132,7 @@ class QuickProfiler(Profiler):
             weight_bytes=subject.model.dtype.itemsize,
             states=form.states,
             blocks=trace_model(subject.model, inputs, subject.model.device, warm_up_seconds=0.0),
+            arguments_bytes=arguments_bytes(subject.model, subject.batch.micro_batches, subject.model.device),
         )
 
 

@@ -135,6 +135,16 @@ def test_evaluation_is_the_mean_over_tokens_without_dropout(tmp_path, models, ba
     assert ours == pytest.approx(total / sum(tokens for _, tokens in groups), rel=1e-6)
 
 
+@pytest.mark.parametrize("planner", ["keep nothing", "keep all on gpu"])
+def test_an_evaluation_keeps_nothing_of_what_it_sees(tmp_path, models, backends, planner, monkeypatch):
+    """Or else it would hold every layer's input and kept outputs, which no plan counts: none of them is sent off."""
+    batch = make_batch(5, micro_batches=2)
+    with open_run(tmp_path, models["llama"], batch, backends, planner=PLANNERS[planner]) as engine:
+        monkeypatch.setattr("lohan_core.engine.compute.Keeping", lambda *_: pytest.fail("outputs are kept"))
+        engine.evaluate([batch])
+        assert not engine._machinery._compute.data.saved
+
+
 @pytest.mark.parametrize("update", ["serial", "naive", "optimized", "deferred"])
 def test_every_parameter_is_updated_once_with_the_factor_that_clips(tmp_path, models, backends, update):
     batch = make_batch(8)

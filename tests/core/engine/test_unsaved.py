@@ -10,6 +10,7 @@ from tiny_runs import different, open_run
 from transformers import AutoModelForCausalLM
 
 from lohan_core.engine.states import MASTER, extent_name
+from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError, StoreError
 from lohan_core.plan import Tier
 from lohan_core.schedule.build import build_memory
@@ -68,6 +69,14 @@ def test_it_is_not_taken_up_again(tmp_path, models):
     for sections in (HOST_ONLY, {**BASE, "planner": PLANNERS["host"]}):
         with pytest.raises(StoreError, match="no space on the drives"):
             open_run(tmp_path, models["llama"], batch, **sections)
+
+
+def test_a_step_that_diverges_leaves_nothing(tmp_path, models):
+    batch = make_batch(0)
+    with open_run(tmp_path, models["llama"], batch, **HOST_ONLY) as engine:
+        engine.step(batch, lr=1e37)
+        with pytest.raises(NonFiniteGradientError, match=r"nothing of this run can be saved: start again in another"):
+            engine.step(batch, lr=LR)
 
 
 def test_one_that_took_no_step_begins_anew(tmp_path, models):

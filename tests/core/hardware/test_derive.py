@@ -14,7 +14,8 @@ from lohan_core.engine.peak import peak_bytes
 from lohan_core.errors import ConfigError
 from lohan_core.hardware import find_hardware
 from lohan_core.model import chunked_loss
-from lohan_core.model.choices import Loss
+from lohan_core.model.choices import Attention, Loss
+from lohan_core.model.keep import ATTENTION
 from lohan_core.profile import Role
 from lohan_core.reference.profilers import FILE, MEASURED, FileProfilerConfig, MeasuredProfilerConfig
 from lohan_core.states import StateVector
@@ -44,7 +45,7 @@ def test_the_model_side_is_what_measuring_finds():
 
     def facts(block):
         # A mask that measuring finds needless is there all the same: what is known of fake tensors is not their values.
-        products = [(c.operator.partition(".")[0], c.bytes, c.flops) for c in block.candidates if c.flops]
+        products = [(c.operator, c.bytes, c.flops) for c in block.candidates if c.flops]
         return block.name, block.role, block.elements, block.input_bytes, block.flops, block.borrows, products
 
     assert [facts(block) for block in derived.blocks] == [facts(block) for block in measured.blocks]
@@ -77,7 +78,7 @@ def test_attention_is_one_kernel_with_or_without_dropout_and_the_config_stays():
     without = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, attn_pdrop=0.0)
     assert derive(with_dropout) == derive(without)
     assert with_dropout.to_dict() == before
-    attention = [c for c in derive(with_dropout).blocks[1].candidates if "scaled_dot_product" in c.operator]
+    attention = [c for c in derive(with_dropout).blocks[1].candidates if c.operator == ATTENTION]
     assert [c.flops for c in attention] == [4 * 2 * 64 * 64 * 64]
 
 
@@ -90,10 +91,25 @@ def test_grouped_queries_attend_as_many_do():
         "vocab_size": 99,
     }
     (few,) = [
-        c for c in derive(LlamaConfig(**shape, num_key_value_heads=2)).blocks[1].candidates if "scaled" in c.operator
+        c for c in derive(LlamaConfig(**shape, num_key_value_heads=2)).blocks[1].candidates if c.operator == ATTENTION
     ]
-    (many,) = [c for c in derive(LlamaConfig(**shape)).blocks[1].candidates if "scaled" in c.operator]
+    (many,) = [c for c in derive(LlamaConfig(**shape)).blocks[1].candidates if c.operator == ATTENTION]
     assert few.flops == many.flops > 0
+
+
+def test_a_micro_batch_has_its_tokens_a_mask_and_positions_on_the_gpu():
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=99
+    )
+    tokens, positions, tables, mask = 2 * 64 * 8, 64 * 8, 2 * 64 * 16 * 2, 2 * 64 * 64
+
+    def arguments(**changes):
+        return derive(config, **changes).arguments_bytes
+
+    assert arguments(attention=Attention.FLASH) == tokens + positions + tables
+    assert arguments() == tokens + positions + tables + mask
+    assert arguments(attention=Attention.EAGER) == tokens + positions + tables + 2 * mask, "bf16, to be added"
+    assert derive(config, attention=Attention.FLASH).blocks == derive(config).blocks
 
 
 def test_flash_attn_s_products_are_torch_s():

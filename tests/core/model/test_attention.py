@@ -11,7 +11,7 @@ import torch
 import transformers.modeling_flash_attention_utils as flash_utils
 from tiny_lms import COMMON, CONFIGS, make_batch, make_lm
 from torch.nn import functional
-from transformers import AutoConfig, GPT2Config, LlamaConfig
+from transformers import AutoConfig, DeepseekV3Config, Gemma4TextConfig, GPT2Config, LlamaConfig
 
 from lohan_core.engine.assemble import _require_isolation
 from lohan_core.errors import ConfigError
@@ -29,6 +29,21 @@ from lohan_core.model.isolation import isolates_documents
 from lohan_core.model.skeleton import build_skeleton
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
+MLA = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "moe_intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 MISSING = Obstacle(reason="flash-attn is not installed", remedy="pip install it")
 
 
@@ -103,14 +118,23 @@ def test_what_flash_attn_lacks_is_named(monkeypatch, facts, reason, remedy):
     assert obstacle_on_cuda(monkeypatch, **facts) == Obstacle(reason=reason, remedy=remedy)
 
 
-def test_a_flash_attn_of_another_torch_is_told_from_none(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError("a.so: undefined symbol: _ZN3c104\nmore"), "a.so: undefined symbol: _ZN3c104"),
+        (ModuleNotFoundError("No module named 'einops'", name="einops"), "No module named 'einops'"),
+        (OSError("libcudart.so.11.0: cannot open"), "libcudart.so.11.0: cannot open"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_a_flash_attn_that_does_not_work_is_told_from_none(monkeypatch, error, reason):
     def fail(_name):
-        raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c104\nmore")
+        raise error
 
     monkeypatch.setattr(attention_module, "import_module", fail)
     found = flash_attn_obstacle(CUDA, torch.bfloat16)
     assert found is not None
-    assert found.reason == "flash-attn cannot be imported: flash_attn_2_cuda.so: undefined symbol: _ZN3c104"
+    assert found.reason == f"flash-attn cannot be imported: {reason}"
 
 
 def test_the_cpu_is_not_asked_for_flash_attn(monkeypatch):
@@ -222,8 +246,42 @@ def test_packed_rows_are_kept_apart_by_flash_attn_too(flash_attn, rows, monkeypa
     monkeypatch.setattr("lohan_core.model.cut.flash_boundaries", lambda *_: {})
     assert isolates_documents(model, batch.micro_batches[0]) is (rows == 1)
     if rows == 2:
-        with pytest.raises(ConfigError, match=r"^data\.packing: LlamaForCausalLM does not keep packed samples apart"):
+        remedy = r"set model\.attention: sdpa, or data\.packing: false$"
+        with pytest.raises(ConfigError, match=rf"^data\.packing: LlamaForCausalLM does not keep packed .*; {remedy}"):
             _require_isolation(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("packed_rows", "takes_more", "expected"),
+    [
+        (2, False, "sdpa (flash-attn cannot be told by LlamaForCausalLM where packed samples begin)"),
+        (1, False, "flash (flash-attn is installed)"),
+        (0, False, "flash (flash-attn is installed)"),
+        (2, True, "flash (flash-attn is installed)"),
+    ],
+)
+def test_auto_leaves_flash_attn_where_it_cannot_be_told_of_packed_rows(packed_rows, takes_more, expected):
+    """By itself, transformers finds out where documents begin only if there is a single row."""
+    model = skeleton("llama")
+    if not takes_more:  # as Nemotron and StableLM in some versions of transformers
+        model.forward = lambda: None
+    assert choose_attention(Attention.AUTO, model, None, packed_rows=packed_rows).describe() == expected
+
+
+def gemma4(**changes):
+    """Layers of whole attention have wider heads than those of a sliding window."""
+    return Gemma4TextConfig(**{**COMMON, "layer_types": LAYER_TYPES, "global_head_dim": 320, **changes})
+
+
+def deepseek(**changes):
+    """Latent attention: ``head_dim`` is only the part with positions."""
+    return DeepseekV3Config(**{**MLA, **changes})
+
+
+@pytest.mark.parametrize("wanted", [Attention.SDPA, Attention.EAGER])
+def test_where_flash_attn_is_not_asked_for_nothing_is_asked_for_it(wanted, monkeypatch):
+    monkeypatch.setattr(attention_module, "_obstacle_of_model", lambda _: pytest.fail("asked"))
+    assert choose_attention(wanted, skeleton("llama"), None).attention is wanted
 
 
 @pytest.mark.parametrize(
@@ -231,6 +289,10 @@ def test_packed_rows_are_kept_apart_by_flash_attn_too(flash_attn, rows, monkeypa
     [
         (GPT2Config(n_embd=48, n_layer=2, n_head=4, attn_pdrop=0.0), "flash (flash-attn is installed)"),
         (LlamaConfig(**{**COMMON, "head_dim": 512}), "sdpa (flash-attn has no heads of 512 values)"),
+        (gemma4(), "sdpa (flash-attn has no heads of 320 values)"),
+        (gemma4(global_head_dim=64), "flash (flash-attn is installed)"),
+        (deepseek(qk_nope_head_dim=256), "sdpa (flash-attn has no heads of 264 values)"),
+        (deepseek(qk_nope_head_dim=16), "flash (flash-attn is installed)"),
     ],
 )
 def test_what_the_model_s_config_says_counts(config, expected):

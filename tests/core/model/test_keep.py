@@ -10,7 +10,16 @@ from lohan_core.model.keep import Keeping, Kept, OperatorCounter, Replaying, is_
 from lohan_core.model.rng import get_random_state, preserved, seeded_state, set_random_state
 
 CPU = torch.device("cpu")
-EVERYTHING = frozenset(range(1000))
+
+
+class Everything:
+    """Holds whatever it is asked for."""
+
+    def __contains__(self, occurrence):
+        return True
+
+
+EVERYTHING = Everything()
 
 
 class Listing(OperatorCounter):
@@ -19,21 +28,23 @@ class Listing(OperatorCounter):
     def __init__(self):
         super().__init__()
         self.names = []
+        self.occurrences = []
 
-    def run(self, index, func, args, kwargs):
-        assert index == len(self.names)
+    def run(self, occurrence, func, args, kwargs):
         self.names.append(func.overloadpacket.__name__)
-        return super().run(index, func, args, kwargs)
+        self.occurrences.append(occurrence)
+        return super().run(occurrence, func, args, kwargs)
 
 
 def kept_of(function, *args, wanted=EVERYTHING):
-    """Operators of a function, and which of them were kept."""
+    """Names of a function's operators, and what was kept: outputs by the place of their operator among all."""
     listing, keeping = Listing(), Keeping(wanted, CPU)
     with preserved(CPU), listing:
         function(*args)
     with nothing_saved(), keeping:
         function(*args)
-    return listing.names, keeping.kept
+    assert set(keeping.kept) <= set(listing.occurrences)
+    return listing.names, {listing.occurrences.index(occurrence): kept for occurrence, kept in keeping.kept.items()}
 
 
 def test_operators_are_counted_as_they_reach_the_dispatcher():
@@ -45,8 +56,9 @@ def test_operators_are_counted_as_they_reach_the_dispatcher():
 
 
 def test_only_what_is_wanted_is_kept():
-    _, kept = kept_of(lambda t: (t + 1).relu().exp(), torch.ones(3), wanted=frozenset({1}))
-    assert sorted(kept) == [1]
+    wanted = frozenset({("relu", 0), ("add", 1)})
+    _, kept = kept_of(lambda t: ((t + 1).relu().exp() + 1).relu(), torch.ones(3), wanted=wanted)
+    assert sorted(kept) == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +73,7 @@ def test_only_what_is_wanted_is_kept():
         torch.empty_like,
         lambda t: t.new_empty(3),
         lambda t: t[:0] + 1,
+        lambda t: torch.ops.aten._unsafe_view(t, [6]),
     ],
 )
 def test_aliases_and_what_holds_no_value_are_not_kept(function):
@@ -72,9 +85,16 @@ def test_aliases_and_what_holds_no_value_are_not_kept(function):
 def test_an_expanded_output_is_no_value_of_its_own():
     """An operator that is not a view may still return less memory than elements."""
     func = torch.ops.aten.add.Tensor
-    assert is_keepable(func, torch.ones(2, 3))
-    assert not is_keepable(func, torch.ones(1, 3).expand(2, 3))
-    assert not is_keepable(func, torch.ones(4)[1:])
+    assert is_keepable(func, (), {}, torch.ones(2, 3))
+    assert not is_keepable(func, (), {}, torch.ones(1, 3).expand(2, 3))
+    assert not is_keepable(func, (), {}, torch.ones(4)[1:])
+
+
+def test_an_output_that_shares_memory_with_an_argument_is_not_kept_whatever_the_operator_says():
+    func, given = torch.ops.aten._unsafe_view.default, torch.ones(2, 3)
+    assert not is_keepable(func, (given, [6]), {}, given.view(6))
+    assert not is_keepable(func, (), {"self": given}, given.view(6))
+    assert is_keepable(func, (given, [6]), {}, given.reshape(6).clone())
 
 
 @pytest.mark.parametrize("mutate", [lambda t: t.mul_(2), lambda t: t[0].zero_(), lambda t: torch.exp(t, out=t)])
@@ -125,10 +145,10 @@ def replay(function, x, wanted, *, tamper=False):
                 tensor.add_(1)
 
     class Watched(Replaying):
-        def run(self, index, func, args, kwargs):
-            if index not in self._kept:
+        def run(self, occurrence, func, args, kwargs):
+            if occurrence not in self._kept:
                 again.append(func.overloadpacket.__name__)
-            return super().run(index, func, args, kwargs)
+            return super().run(occurrence, func, args, kwargs)
 
     again = []
     set_random_state(CPU, state)
@@ -146,7 +166,9 @@ def small_network(x):
     return nn.functional.gelu(x @ weight).softmax(-1) * x
 
 
-@pytest.mark.parametrize("wanted", [frozenset(), frozenset({1}), frozenset({0, 2}), EVERYTHING])
+@pytest.mark.parametrize(
+    "wanted", [frozenset(), frozenset({("gelu", 0)}), frozenset({("mm", 0), ("mul", 0)}), EVERYTHING]
+)
 def test_gradients_through_replayed_operators_are_the_same(wanted):
     plain, replayed, _ = replay(small_network, torch.randn(4, 3), wanted)
     assert torch.equal(plain, replayed)
@@ -159,11 +181,14 @@ def test_what_is_kept_is_not_run_again():
 
 def test_the_kept_value_is_what_backward_uses():
     """Or else nothing is gained by keeping it."""
-    plain, replayed, _ = replay(torch.exp, torch.randn(3), frozenset({0}), tamper=True)
+    plain, replayed, _ = replay(torch.exp, torch.randn(3), frozenset({("exp", 0)}), tamper=True)
     assert torch.allclose(plain + 1, replayed)
 
 
-@pytest.mark.parametrize("wanted", [frozenset({0}), frozenset({1}), frozenset({0, 1}), frozenset()])
+@pytest.mark.parametrize(
+    "wanted",
+    [frozenset({("rand", 0)}), frozenset({("rand", 1)}), frozenset({("rand", 0), ("rand", 1)}), frozenset()],
+)
 def test_kept_random_operators_leave_the_generator_as_if_they_had_run(wanted):
     """The second draw must not repeat the first, whichever of them is kept."""
 
@@ -174,7 +199,7 @@ def test_kept_random_operators_leave_the_generator_as_if_they_had_run(wanted):
     assert torch.equal(plain, replayed)
 
 
-@pytest.mark.parametrize("wanted", [EVERYTHING, frozenset({2, 5}), frozenset()])
+@pytest.mark.parametrize("wanted", [EVERYTHING, frozenset({("mul", 1), ("mm", 0)}), frozenset()])
 def test_dropout_is_replayed(wanted):
     def function(x):
         return nn.functional.dropout(nn.functional.dropout(x * 2, 0.5) @ torch.ones(3, 3), 0.5)

@@ -39,7 +39,7 @@ def bf16_adam(*, tied=False, micro_batches=1, clips=False, update=Update.OPTIMIZ
                 seconds=1,
                 transient_bytes=10**6,
                 candidates=tuple(
-                    Candidate(index=index, operator="mm", bytes=size, flops=1, seconds=0.25)
+                    Candidate(index=index, operator="mm", occurrence=index, bytes=size, flops=1, seconds=0.25)
                     for index, size in enumerate((4096, 4097, 100))
                 ),
             )
@@ -57,7 +57,13 @@ def bf16_adam(*, tied=False, micro_batches=1, clips=False, update=Update.OPTIMIZ
         ),
     )
     profile = Profile(
-        machine=MACHINE, micro_batch_size=1, sequence_length=1, weight_bytes=2, states=ADAM, blocks=blocks
+        machine=MACHINE,
+        micro_batch_size=1,
+        sequence_length=1,
+        weight_bytes=2,
+        states=ADAM,
+        blocks=blocks,
+        arguments_bytes=300,
     )
     chosen = {"states": Tier.SSD, "inputs": Tier.GPU, **decisions}
     keep = chosen.pop("keep", {})
@@ -151,7 +157,7 @@ def test_what_is_held_for_the_whole_run():
     # Gradients wait in the weights' place.
     assert held[Tier.HOST] == 14 * P + saving + 2 * (LAYERS + 1) * 8192
     assert held[Tier.SSD] == 2 * 14 * P + 2 * LAYERS * 4096
-    activations = 2 * LAYERS * 8192 + (2 + 2) * 5000 + 2 * (8192 + 4096)
+    activations = 2 * LAYERS * 8192 + 2 * 300 + (2 + 2) * 5000 + 2 * (8192 + 4096)
     assert held[Tier.GPU] == activations + 10**6
 
 
