@@ -23,7 +23,7 @@ __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 
