@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import in_
 
 from lohan_core.interfaces.planner import Planner, PlannerBackend
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
@@ -25,7 +26,7 @@ class ReferencePlannerConfig:
         candidates: Where `keep_all` puts the operators' outputs: `gpu`, `host` or `ssd`.
     """
 
-    states: Tier = Tier.SSD
+    states: Literal[Tier.SSD, Tier.HOST] = field(default=Tier.SSD, validator=in_((Tier.SSD, Tier.HOST)))
     inputs: Tier = Tier.HOST
     candidates: Tier = Tier.GPU
 
