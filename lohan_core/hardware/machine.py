@@ -31,8 +31,9 @@ def update_bytes(states: Sequence[StateVector], weight_bytes: int) -> float:
 def make_machine(hardware: Hardware, states: Sequence[StateVector], weight_bytes: int) -> Machine:
     """Turn published figures into lanes.
 
-    Without a GPU a copy to or from "the GPU" is one within main memory, which is read and written for each byte; and
-    both tiers are that one memory, as where a profile is measured.
+    Updates have of the main memory's bandwidth what copies to and from a GPU and the drives leave them, as where that
+    is measured. Without a GPU a copy to or from "the GPU" is one within main memory, which is read and written for each
+    byte; and both tiers are that one memory, as where a profile is measured.
     """
     host, gpu = hardware.host, hardware.gpu
     read, write, mixed = _drive_rates(hardware.drives)
@@ -51,6 +52,7 @@ def make_machine(hardware: Hardware, states: Sequence[StateVector], weight_bytes
         host_bytes=host_bytes,
         ssd_bytes=hardware.drives.count * hardware.drives.capacity,
         cpu_computes=gpu is None,
+        memory_bytes_per_second=float(host.memory_bandwidth) if gpu else None,
     )
 
 
