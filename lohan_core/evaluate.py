@@ -25,8 +25,7 @@ _REMEDIES = {
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }
-_HALF = "or set run.durability: none"
-"""What else to do where every state has two versions."""
+_SSD_REMEDY_OF_TWO_VERSIONS = "free space, add storage.directories, raise memory.ssd, or set run.durability: none"
 
 
 class TimeModel(StrEnum):
@@ -130,7 +129,7 @@ def evaluate(
 
 def _remedy(tier: Tier, workload: Workload) -> str:
     if tier is Tier.SSD and workload.versions > 1:
-        return f"{_REMEDIES[tier]}, {_HALF}"
+        return _SSD_REMEDY_OF_TWO_VERSIONS
     return _REMEDIES[tier]
 
 
