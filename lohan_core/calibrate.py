@@ -27,8 +27,9 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
         measured: the step's timeline.
 
     Returns:
-        The profile with the measured rates. Blocks keep their proportions: their seconds, and their candidates', are
-        all scaled by the ``gpu`` lane's measured time over its predicted one.
+        The profile with the measured rates. What copies take from updates is in the updates' rate that the step showed;
+        where it showed none, that stays as it was. Blocks keep their proportions: their seconds, and their candidates',
+        are all scaled by the ``gpu`` lane's measured time over its predicted one.
     """
     busy, work = _own_seconds(measured, shared=profile.machine.cpu_computes), measured.work()
 
@@ -44,7 +45,7 @@ def calibrate(profile: Profile, measured: Timeline) -> Profile:
         cpu_parameters_per_second=rate(Lane.CPU, machine.cpu_parameters_per_second),
         gpu_flops_per_second=machine.gpu_flops_per_second / slower,
         gpu_parameters_per_second=there / slower if (there := machine.gpu_parameters_per_second) else None,
-        memory_bytes_per_second=None,  # what copies take from updates is in the rate that the step showed
+        memory_bytes_per_second=machine.memory_bytes_per_second if work[Lane.CPU] == 0 else None,
     )
     return evolve(
         profile,

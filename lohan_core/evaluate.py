@@ -23,8 +23,9 @@ _REMEDIES = {
     Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
     "a sixteenth is left to the allocator",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
-    Tier.SSD: "free space, add storage.directories, or set run.durability: none",
+    Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }
+_SSD_REMEDY_OF_TWO_VERSIONS = "free space, add storage.directories, raise memory.ssd, or set run.durability: none"
 
 
 class TimeModel(StrEnum):
@@ -40,17 +41,18 @@ class TimeModel(StrEnum):
 
 @frozen(kw_only=True)
 class Shortfall:
-    """A tier on which a plan needs more than the budget."""
+    """A tier on which a plan needs more than the budget, and what to do about it."""
 
     tier: Tier
     needed_bytes: int
     available_bytes: int
+    remedy: str
 
     def __str__(self) -> str:
         missing = self.needed_bytes - self.available_bytes
         return (
             f"the plan needs {format_bytes(self.needed_bytes)} on {self.tier}, {format_bytes(missing)} more than the "
-            f"{format_bytes(self.available_bytes)} there are; {_REMEDIES[self.tier]}"
+            f"{format_bytes(self.available_bytes)} there are; {self.remedy}"
         )
 
 
@@ -69,12 +71,12 @@ class Evaluation:
         return not self.shortfalls
 
 
-def check_plan(plan: Plan, profile: Profile) -> None:
-    """Check that a plan is one for this model.
+def check_plan(plan: Plan, profile: Profile, workload: Workload) -> None:
+    """Check that a plan is one for this model and workload.
 
     Raises:
-        PlanError: it has another number of blocks, keeps a candidate that its block has not, or has states on the GPU
-            that cannot be there.
+        PlanError: it has another number of blocks, keeps a candidate that its block has not, has states on the GPU that
+            cannot be there, or defers updates where that may not be.
     """
     if len(plan.blocks) != len(profile.blocks):
         raise PlanError(
@@ -88,6 +90,11 @@ def check_plan(plan: Plan, profile: Profile) -> None:
             raise PlanError(f"planner {plan.planner!r}: block {block.name}: only layers' states can live on the GPU")
         if decisions.states is Tier.GPU and profile.machine.gpu_parameters_per_second is None:
             raise PlanError(f"planner {plan.planner!r}: states on the GPU, where this optimizer has no update")
+        if decisions.deferred and not workload.may_defer:
+            raise PlanError(
+                f"planner {plan.planner!r}: block {block.name}: its update is deferred, which run.update: "
+                f"{workload.update} does not allow"
+            )
 
 
 def evaluate(
@@ -100,9 +107,9 @@ def evaluate(
     """Grade a plan: predict its step by ``model``, and add up the memory of the schedule that would carry it out.
 
     Raises:
-        PlanError: the plan is not one for this model.
+        PlanError: the plan is not one for this model and workload.
     """
-    check_plan(plan, profile)
+    check_plan(plan, profile, workload)
     seconds, busy = _predict(plan, profile, workload, budget, model)
     memory = build_memory(plan, profile, workload)
     available = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
@@ -112,11 +119,22 @@ def evaluate(
         busy_seconds=busy,
         peak_bytes=peak,
         shortfalls=tuple(
-            Shortfall(tier=tier, needed_bytes=peak[tier], available_bytes=available[tier])
+            Shortfall(
+                tier=tier,
+                needed_bytes=peak[tier],
+                available_bytes=available[tier],
+                remedy=_remedy(tier, workload),
+            )
             for tier in Tier
             if peak[tier] > available[tier]
         ),
     )
+
+
+def _remedy(tier: Tier, workload: Workload) -> str:
+    if tier is Tier.SSD and workload.versions > 1:
+        return _SSD_REMEDY_OF_TWO_VERSIONS
+    return _REMEDIES[tier]
 
 
 def _predict(

@@ -144,6 +144,10 @@ int lohan_aio_add_memory(lohan_aio *engine, uintptr_t address, uint64_t length) 
   return engine->driver->add_memory ? engine->driver->add_memory(engine, (char *)address, length) : -EOPNOTSUPP;
 }
 
+int lohan_aio_remove_memories(lohan_aio *engine) {
+  return engine->driver->remove_memories ? engine->driver->remove_memories(engine) : 0;
+}
+
 lohan_aio_request *lohan_aio_submit(lohan_aio *engine, int direction, const lohan_aio_segment *segments, size_t count,
                                     int *error) {
   if (direction != LOHAN_AIO_READ && direction != LOHAN_AIO_WRITE) {

@@ -41,6 +41,7 @@ struct aio_driver {
   int (*add_file)(lohan_aio *engine, int fd);
   void (*remove_file)(lohan_aio *engine, int fd);
   int (*add_memory)(lohan_aio *engine, char *start, uint64_t length);
+  int (*remove_memories)(lohan_aio *engine);
 };
 
 struct aio_fault {

@@ -143,6 +143,22 @@ static int add_memory(lohan_aio *engine, char *start, uint64_t length) {
   return error;
 }
 
+/* An entry without an address is an empty one. */
+static int remove_memories(lohan_aio *engine) {
+  struct uring *uring = engine->state;
+  struct iovec nothing = {NULL, 0};
+  __u64 tag = 0;
+  int error = 0;
+  pthread_mutex_lock(&uring->tables);
+  while (uring->memory_count && error >= 0) {
+    error = io_uring_register_buffers_update_tag(&uring->kernel, uring->memory_count - 1, &nothing, &tag, 1);
+    if (error >= 0)
+      uring->memory_count--;
+  }
+  pthread_mutex_unlock(&uring->tables);
+  return error < 0 ? error : 0;
+}
+
 /* Without tables the engine still works; callers hear of it from add_file and add_memory. */
 static void make_tables(struct uring *uring) {
   struct rlimit limit = {0};
@@ -217,4 +233,5 @@ const struct aio_driver aio_io_uring = {.threads = 1,
                                         .wake = aio_ring_wake,
                                         .add_file = add_file,
                                         .remove_file = remove_file,
-                                        .add_memory = add_memory};
+                                        .add_memory = add_memory,
+                                        .remove_memories = remove_memories};

@@ -46,11 +46,12 @@ lohan_aio *lohan_aio_open(int kind, unsigned depth, uint64_t block_bytes, uint64
 void lohan_aio_close(lohan_aio *engine);
 
 /* Tell the kernel about a file or a piece of memory ahead of its use, where the engine can (-EOPNOTSUPP where not).
- * Only speed depends on it. A file must be removed before its descriptor is closed; memory must stay mapped until the
- * engine is closed. */
+ * Only speed depends on it. A file must be removed before its descriptor is closed; memory must stay mapped until
+ * all of it is removed again, with none of its transfers in flight, or the engine is closed. */
 int lohan_aio_add_file(lohan_aio *engine, int fd);
 void lohan_aio_remove_file(lohan_aio *engine, int fd);
 int lohan_aio_add_memory(lohan_aio *engine, uintptr_t address, uint64_t length);
+int lohan_aio_remove_memories(lohan_aio *engine);
 
 /* Queue a request (direction: read or write). The memory must stay valid until the request is done, whether or not it
  * was released. NULL with the negative errno in *error if it could not be queued. */

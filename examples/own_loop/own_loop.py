@@ -43,7 +43,7 @@ def main(model_dir: Path, run_dir: Path) -> None:
         print(*engine.description, sep="\n")
         while engine.finished_step < STEPS:
             result = engine.step(make_batch(engine.finished_step + 1), lr=1e-3)
-            engine.save({"note": "any JSON values, given back as engine.progress"})
+            engine.save_soon({"note": "any JSON values, given back as engine.progress"})
             print(f"step {result.step}: loss {result.loss:.4f}, gradient norm {result.gradient_norm:.4f}")
         print(f"evaluation loss {engine.evaluate([make_batch(0)]):.4f}")
         engine.export(run_dir / "model", torch.float32)

@@ -13,20 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["plain_bytes", "why_plain_does_not_fit"]
 
-STATE_BYTES = 2 + 4 + 8
-"""Per parameter: bf16 weight, fp32 master, two moments."""
+STATE_BYTES = 4 + 8
+"""Per parameter: fp32 master, two moments. A bf16 weight beside them; an fp32 weight is the master itself."""
 
 GRADIENT_BYTES = 4
 """Per parameter: the fp32 sum. bf16 gradients become it one by one where there is one micro-batch."""
 
-NEXT_GRADIENT_BYTES = 2
-"""Per parameter: bf16 gradients of a further micro-batch, beside the sum of those before."""
-
-LOGIT_BYTES = 2 + 4 + 4
-"""Per logit: bf16, fp32, and the gradient of that."""
+LOGIT_BYTES = 4 + 4
+"""Per logit: fp32, and the gradient of that; and before them the bf16 ones that they are made of."""
 
 
-def plain_bytes(parameters: int, config: PreTrainedConfig, workload: StepWorkload, batch_size: int) -> int:
+def plain_bytes(
+    parameters: int, config: PreTrainedConfig, workload: StepWorkload, batch_size: int, *, value_bytes: int = 2
+) -> int:
     """Return what a step takes at the least: states, gradients, every layer's input, and the logits.
 
     Args:
@@ -34,15 +33,18 @@ def plain_bytes(parameters: int, config: PreTrainedConfig, workload: StepWorkloa
         config: the model's.
         workload: rows, and tokens a row.
         batch_size: rows a step.
+        value_bytes: of a weight, activation or gradient: 2 in bf16, 4 in fp32.
     """
     text = config.get_text_config()
     rows = workload.rows_at_once(batch_size)
     tokens = rows * workload.sequence_length
-    per_parameter = STATE_BYTES + GRADIENT_BYTES
-    if batch_size > rows:
-        per_parameter += NEXT_GRADIENT_BYTES
-    inputs: int = text.num_hidden_layers * tokens * text.hidden_size * 2
-    logits: int = tokens * text.vocab_size * LOGIT_BYTES
+    # What there is in bf16 beside the fp32 of it.
+    rounded_bytes = value_bytes if value_bytes < GRADIENT_BYTES else 0
+    per_parameter = STATE_BYTES + rounded_bytes + GRADIENT_BYTES
+    if batch_size > rows:  # gradients of a further micro-batch, beside the sum of those before
+        per_parameter += rounded_bytes
+    inputs: int = text.num_hidden_layers * tokens * text.hidden_size * value_bytes
+    logits: int = tokens * text.vocab_size * (rounded_bytes + LOGIT_BYTES)
     return parameters * per_parameter + inputs + logits
 
 

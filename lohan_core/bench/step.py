@@ -1,10 +1,11 @@
 """``lohan bench step``: a named workload's training step, beside the same model trained by plain PyTorch.
 
 [Note: how it is made fair]
-Both sides train the same random weights on the same tokens on the same device, and take turns, step by step, each in a
-process of its own that idles while the other works. The first steps of each are not counted. The cap on GPU memory,
-which the allocator enforces, is LoHan's alone; plain PyTorch may take what the card has. Losses are reported side by
-side: two sides that train the same model do not drift apart.
+Both sides train the same random weights on the same tokens on the same device, in the same dtype, by the same AdamW and
+with the same kernels of attention, and take turns, step by step, each in a process of its own that idles while the
+other works. The first steps of each are not counted. The cap on GPU memory, which the allocator enforces, is LoHan's
+alone; plain PyTorch may take what the card has, and computes the whole loss at once where LoHan may slice it. Losses
+are reported side by side: two sides that train the same model do not drift apart.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from lohan_core.bench.step_rows import (
 )
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
 from lohan_core.compare.scratch import scratch_folder
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
 from lohan_core.memory import pinned_bytes
+from lohan_core.reference.torch_adamw import AdamWConfig
 from lohan_core.registry import Registry, load_registry
 
 if TYPE_CHECKING:
@@ -55,11 +57,20 @@ _NEVER = 1_000_000_000
 _LEFT_OUT = "left out"
 
 _OURS: Mapping[str, frozenset[str] | None] = {
-    "model": frozenset({"path", "weights"}),
+    "model": frozenset({"path", "weights", "trust_remote_code"}),
     "data": None,
-    "run": frozenset({"dir", "device", "batch_size", "micro_batch_size", "seed", "steps"}),
+    "run": frozenset(
+        {
+            *("dir", "device", "batch_size", "micro_batch_size", "seed", "steps"),
+            *("checkpoint_every", "eval_every", "replan_after", "tensorboard"),
+        }
+    ),
+    "optimizer": frozenset({"schedule", "warmup_steps"}),
 }
-"""Keys of a run's config that this command itself decides about; None: the whole section."""
+"""Keys of a run's config that this command decides about, or that the steps it takes know nothing of: the trainer's.
+
+None: the whole section. To accept them would be to report what was not measured.
+"""
 
 
 @frozen(kw_only=True)
@@ -134,7 +145,10 @@ def _sections(workload: StepWorkload, options: StepBenchOptions) -> dict[str, di
         decided = _OURS.get(name, frozenset())
         for key in section:
             if decided is None or key in decided:
-                raise ConfigError(f"--set {name}.{key}: is decided by the workload and by this command's other options")
+                raise ConfigError(
+                    f"--set {name}.{key}: is decided by the workload and by this command's other options, or has no "
+                    "part in the steps that it measures"
+                )
     sections: dict[str, dict[str, Any]] = {
         "model": {"weights": "random"},
         "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER, "seed": _SEED},
@@ -168,48 +182,80 @@ class _Bench:
         config = self._config(batch_size)
         with scratch_folder(config, self.registry) as folder:
             row, moved = self._race(evolve(config, run=evolve(config.run, dir=folder / "run")))
-        return evolve(row, drives=self._measure_drives(config, row.seconds, *moved)) if any(moved) else row
+        return self._with_drives(row, config, *moved) if any(moved) else row
 
     def _race(self, config: Config) -> tuple[StepBenchRow, tuple[int, int]]:
         """Take the steps; returns the row without the drives', and the bytes that a step read and wrote there."""
         from lohan_core.engine.assemble import open_engine
         from lohan_core.engine.measure import free_device_bytes
+        from lohan_core.engine.parts import optimizer_settings
 
         batch_size = config.run.batch_size
+        lr = optimizer_settings(config).lr
         start_host_bytes, free_bytes = host_bytes(), free_device_bytes(self.device)
         ours: list[StepResult] = []
         with ExitStack() as stack:
             memory = GpuPeak(self.device)
             sample = make_batch(self.workload, batch_size, 0)
             engine = stack.enter_context(open_engine(config, sample, registry=self.registry))
-            plain = stack.enter_context(self._open_plain(engine, batch_size, free_bytes))
+            plain = stack.enter_context(self._open_plain(engine, config, free_bytes))
             memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
-                ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=_OPTIMIZER["lr"]))
+                ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))
                 plain.step(number)
             row = self._summarise(engine, ours, plain, memory, start_host_bytes)
         return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
 
-    def _open_plain(self, engine: Engine, batch_size: int, free_bytes: int) -> PlainContender:
+    def _open_plain(self, engine: Engine, config: Config, free_bytes: int) -> PlainContender:
         """Start plain PyTorch if ``free_bytes``, of the device before the engine was opened, are enough for both."""
         from lohan_core.plan import Tier
 
+        if not self.options.plain:
+            return PlainContender.absent(_LEFT_OUT)
+        optimizer = config.optimizer.settings
+        if not isinstance(optimizer, AdamWConfig):
+            return PlainContender.absent(f"trains by AdamW, which {config.optimizer.name} is not")
+        batch_size, dtype = config.run.batch_size, engine.model.dtype
         tiers = (Tier.GPU,) if self.device.type == "cuda" else (Tier.GPU, Tier.HOST)
         left_bytes = free_bytes - sum(engine.schedule.bytes_on(tier) for tier in tiers)
-        needed_bytes = plain_bytes(self.parameters, model_config(self.workload), self.workload, batch_size)
-        reason = why_plain_does_not_fit(needed_bytes, left_bytes) if self.options.plain else _LEFT_OUT
+        needed_bytes = plain_bytes(
+            self.parameters, model_config(self.workload), self.workload, batch_size, value_bytes=dtype.itemsize
+        )
+        reason = why_plain_does_not_fit(needed_bytes, left_bytes)
         if reason is not None:
             return PlainContender.absent(reason)
-        trainer = {"model": self.model, "seed": _SEED, "device": str(self.device), **_OPTIMIZER}
-        return PlainContender.start(self.workload, batch_size, **trainer)
+        return PlainContender.start(
+            self.workload,
+            batch_size,
+            model=self.model,
+            seed=_SEED,
+            device=str(self.device),
+            dtype=dtype,
+            attention=engine.model.attention,
+            optimizer=optimizer,
+        )
+
+    def _with_drives(self, row: StepBenchRow, config: Config, read_bytes: int, write_bytes: int) -> StepBenchRow:
+        """Add the drives' figures; where they fail, the reason. What the steps took is not lost for it."""
+        try:
+            return evolve(row, drives=self._measure_drives(config, row.seconds, read_bytes, write_bytes))
+        except StorageError as error:
+            return evolve(row, without_drives=str(error))
 
     def _measure_drives(self, config: Config, step_seconds: float, read_bytes: int, write_bytes: int) -> DrivesFigures:
-        """Give the drives a step's mix of reads and writes, through a storage of the same settings."""
+        """Give the drives a step's mix of reads and writes, through a storage of the same settings.
+
+        Its namespace is this process's own, as the temporary folder is: extents that a killed one left elsewhere, on
+        the directories that the config names, are not in the way.
+
+        Raises:
+            StorageError: a drive failed, or has too little space.
+        """
         storage = self.registry.open_backend(
             Kind.STORAGE,
             config.storage.name,
             config.storage.settings,
-            namespace="bench",
+            namespace=self.place.name,
             default_directory=self.place / "drives",
         )
         with closing(storage):
@@ -271,6 +317,8 @@ class _Bench:
         return StepBenchRow(
             batch_size=batch_size,
             plan=engine.description[-1],
+            attention=engine.model.attention,
+            loss_computed=engine.model.loss,
             step_seconds=tuple(result.seconds for result in counted),
             seconds=seconds,
             tokens_per_second=tokens / seconds,
@@ -290,6 +338,7 @@ class _Bench:
             peak_host_bytes=peak_host_bytes(),
             planned_ssd_bytes=planned[Tier.SSD],
             drives=None,
+            without_drives=None,
             plain=compare_plain(ours, plain.steps, self.options.warm_up, tokens) if plain.steps else None,
             without_plain=plain.absence,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from lohan_core.model.choices import Attention, Loss
 from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ class DrivesFigures:
 
 @frozen(kw_only=True)
 class PlainFigures:
-    """Plain PyTorch on the same model, tokens and device. ``ratio`` is its step's time over LoHan's, step by step."""
+    """Plain PyTorch on the same model, tokens and device. ``ratio`` is its step's time over LoHan's, step by step.
 
+    ``attention`` and ``loss_computed`` are as for LoHan's side. Its loss is always whole.
+    """
+
+    attention: Attention
+    loss_computed: Loss
     step_seconds: tuple[float, ...]
     tokens_per_second: float
     losses: tuple[float, ...]
@@ -47,6 +53,8 @@ class PlainFigures:
 class StepBenchRow:
     """One batch size. Single figures are medians over the steps.
 
+    ``attention`` and ``loss_computed`` say by which kernels, and whether in slices, LoHan's side computed them.
+
     ``busy_seconds`` is by lane, and for ``ssd`` the time in which reads or writes or both were on their way; a lane of
     the drives is slower while the other is busy, so that of the two ``ssd`` is the resource. ``step_per_busiest`` is
     the step's time over that of the resource that was busy longest. ``predicted_*`` are the simulation's of the same
@@ -57,12 +65,14 @@ class StepBenchRow:
     included. ``pinned_bytes`` is what was registered with the driver; ``start_host_bytes`` the process's resident
     memory before the run was opened, and ``peak_host_bytes`` its most so far, start-up and pinned pages included.
 
-    ``drives`` is None where a step moves nothing there, ``plain`` where it was not measured, for the reason that
-    ``without_plain`` gives.
+    ``drives`` is None where a step moves nothing there, or where they could not be measured, for the reason that
+    ``without_drives`` gives; ``plain`` where it was not measured, for the reason that ``without_plain`` gives.
     """
 
     batch_size: int
     plan: str
+    attention: Attention
+    loss_computed: Loss
     step_seconds: tuple[float, ...]
     seconds: float
     tokens_per_second: float
@@ -82,6 +92,7 @@ class StepBenchRow:
     peak_host_bytes: int
     planned_ssd_bytes: int
     drives: DrivesFigures | None
+    without_drives: str | None
     plain: PlainFigures | None
     without_plain: str | None
 
@@ -123,6 +134,8 @@ def compare_plain(ours: Sequence[StepResult], theirs: Sequence[PlainStep], warm_
         tokens_per_second=tokens / median(plain.seconds for _, plain in pairs),
         losses=tuple(plain.loss for plain in theirs),
         peak_gpu_bytes=pairs[-1][1].peak_gpu_bytes,
+        attention=pairs[-1][1].attention,
+        loss_computed=Loss.WHOLE,
         ratio=median(plain.seconds / our.seconds for our, plain in pairs),
     )
 
@@ -158,9 +171,12 @@ def _details(row: StepBenchRow) -> list[str]:
     busy = ", ".join(
         f"{name} {seconds:.3f} ({row.predicted_busy_seconds[name]:.3f})" for name, seconds in row.busy_seconds.items()
     )
-    plain_loss = f", plain {row.plain.losses[-1]:.6f}" if row.plain else ""
+    plain = row.plain
+    plain_kernels = f"; plain: {plain.attention} attention, loss {plain.loss_computed}" if plain else ""
+    plain_loss = f", plain {plain.losses[-1]:.6f}" if plain else ""
     lines = [
         row.plan,
+        f"{row.attention} attention, loss {row.loss_computed}{plain_kernels}",
         f"{row.step_per_busiest:.3f} of the time that {row.busiest} is busy; predicted {row.predicted_seconds:.3f} s",
         f"seconds busy (predicted): {busy}",
         (
@@ -179,6 +195,8 @@ def _details(row: StepBenchRow) -> list[str]:
             f"drives: {drives.bytes_per_parameter:.1f} bytes per parameter, {drives.bytes_per_second / 1e9:.2f} GB/s; "
             f"alone with this mix {drives.own_bytes_per_second / 1e9:.2f} GB/s: {drives.ratio:.3f}"
         )
+    if row.without_drives is not None:
+        lines.append(f"drives: not measured alone: {row.without_drives}")
     if row.without_plain is not None:
         lines.append(f"plain: {row.without_plain}")
     return lines

@@ -195,7 +195,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=32768,
             micro_batch_size=1,
             batch_sizes=(1,),
-            settings={"model": _CHUNKED, "memory": _MEMORY},
+            settings={"model": _CHUNKED, **_IN_HOST_MEMORY},
         ),
     )
 }

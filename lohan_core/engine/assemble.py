@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config, Durability
+from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
@@ -41,27 +41,11 @@ if TYPE_CHECKING:
 __all__ = ["open_engine", "resolve_device"]
 
 
-ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
-ALLOCATOR_SETTINGS = "expandable_segments:True"
-
-
 def _say_nothing(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
-@contextmanager
-def _out_of_memory_told() -> Iterator[None]:
-    """Make torch's own error one that the user can act on."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise PlanError(
-            f"memory.gpu: too little for one block of the model ({str(error).splitlines()[0]}); lower "
-            "run.micro_batch_size or data.sequence_length, or raise memory.gpu"
-        ) from error
-
-
-@_out_of_memory_told()
+@out_of_memory_told()
 def open_engine(
     config: Config,
     sample: Batch,
@@ -88,7 +72,7 @@ def open_engine(
     """
     registry = registry or load_registry()
     device = resolve_device(config.run.device)
-    _cap_device_memory(config, device)
+    cap_device_memory(config, device)
     parts = open_parts(config, registry, device)
     with ExitStack() as on_failure:
         on_failure.callback(parts.close)
@@ -143,24 +127,6 @@ def resolve_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"run.device: {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
-
-
-def _cap_device_memory(config: Config, device: torch.device) -> None:
-    """Make the user's cap one that torch enforces, and its allocator one that leaves few fragments below it."""
-    if device.type != "cuda":
-        return
-    # What the user has set stays. Not by the variable: that is read when the allocator starts, maybe long ago.
-    if not ALLOCATOR_VARIABLES & os.environ.keys():
-        _set_allocator(ALLOCATOR_SETTINGS)
-    if config.memory.gpu is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.gpu / total), device)
-
-
-def _set_allocator(settings: str) -> None:
-    """Give the allocator its settings. torch offers no public way, and each version another of its own."""
-    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # noqa: SLF001
-    (newer or torch.cuda.memory._set_allocator_settings)(settings)  # noqa: SLF001
 
 
 def _require_isolation(model: CutModel, sample: Batch) -> None:

@@ -256,6 +256,7 @@ class Engine:
             raise StoreError("states in host memory have no space on the drives, so the plan cannot be changed")
         self.save(progress)
         self._machinery.lanes.close()
+        self._parts.storage.unregister()
         del self._machinery  # its memory is what the next one is built in
         try:
             self._machinery = build_machinery(

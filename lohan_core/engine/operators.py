@@ -5,7 +5,6 @@ Time is measured, or estimated from FLOPs and bytes: then tensors without memory
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from lohan_core.engine.packing import TENSOR_ALIGNMENT, stored_bytes
+from lohan_core.engine.stopwatch import Stopwatch, make_stopwatch
 from lohan_core.model.keep import (
     ATTENTION,
     Kept,
@@ -36,20 +36,32 @@ Estimate: TypeAlias = Callable[[float, int], float]
 
 @define
 class Operators(OperatorCounter):
-    """Runs a block operator by operator and notes what each makes; candidates only where there may be some."""
+    """Runs a block operator by operator and notes what each makes; candidates only where there may be some.
+
+    A candidate's seconds are its estimate: those that are measured are in :attr:`times`, when all is done.
+    """
 
     device: torch.device
     estimate: Estimate | None = None
     notes_candidates: bool = True
     candidates: dict[int, Candidate] = field(factory=dict)
     flops: float = 0.0
-    times: list[float] = field(factory=list)
     output_bytes: int = 0
+    _stopwatch: Stopwatch = field(init=False)
+    _estimates: list[float] = field(factory=list)
     _storages: dict[int, int] = field(factory=dict)
     _alive: list[Tensor] = field(factory=list)
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
+
+    def __attrs_post_init__(self) -> None:
+        self._stopwatch = make_stopwatch(self.device)
+
+    @property
+    def times(self) -> list[float]:
+        """Each operator's seconds, in order. Where a GPU's are measured, this waits for them."""
+        return self._stopwatch.seconds() if self.estimate is None else self._estimates
 
     @property
     def seconds(self) -> float:
@@ -58,15 +70,14 @@ class Operators(OperatorCounter):
 
     def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run, time and weigh one operator."""
-        self._wait()
-        began = time.perf_counter()
+        self._stopwatch.start()
         outputs = func(*args, **kwargs)
-        self._wait()
-        seconds = time.perf_counter() - began
+        self._stopwatch.stop()
         flops = count_flops(func, args, kwargs, outputs)
+        seconds = 0.0
         if self.estimate is not None:
             seconds = self.estimate(flops, moved_bytes(func, args, kwargs, outputs))
-        self.times.append(seconds)
+            self._estimates.append(seconds)
         self.flops += flops
         for storage in mutated_storages(func, args, kwargs):
             self.candidates.pop(self._storages.pop(storage, -1), None)
@@ -94,10 +105,6 @@ class Operators(OperatorCounter):
         """Let go of all outputs: together they are as much as the plan keeps that keeps everything."""
         self._alive.clear()
         self._storages.clear()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _room_for_other_kernels(kept: Kept) -> int:

@@ -21,7 +21,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.memory import allocate_host
 from lohan_core.units import format_bytes
 
-__all__ = ["copy_rates", "drive_rates", "gpu_update_rate", "update_rates"]
+__all__ = ["copy_rates", "crossing_rates", "drive_rates", "gpu_update_rate", "update_rates"]
 
 COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
@@ -63,8 +63,22 @@ def copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
     if device.type != "cuda":
         return up, down
     both = _rate(2 * COPY_BYTES, seconds, _Crossing(device, host, there).run)
-    # Where the directions get in each other's way, each has its share of what passes when both are busy.
-    share = min(1.0, both / (up + down))
+    return crossing_rates(up, down, both)
+
+
+def crossing_rates(up: float, down: float, both: float) -> tuple[float, float]:
+    """Return each direction's rate while the other is busy too. Bytes a second; pure arithmetic.
+
+    Where the directions get in each other's way, a crossing (as much up as down) takes longer than the slower of the
+    two would alone: by so much are both taken to be slowed down. A slower direction by itself is no such thing: while
+    it ends, the faster one has nothing to do.
+
+    Args:
+        up: to the GPU, alone.
+        down: from it, alone.
+        both: of one crossing after another, bytes up and bytes down together.
+    """
+    share = min(1.0, both / (2 * min(up, down)))
     return share * up, share * down
 
 
@@ -115,7 +129,8 @@ class _Scratch:
     def __init__(self, storage: Storage, windows: int) -> None:
         self._storage = storage
         self._windows = cycle(range(windows))
-        self._buffers = allocate_host(WINDOW_BYTES, pin=False).split(IO_BYTES)
+        # Not zeros: some drives and file systems compress, or do not store them at all.
+        self._buffers = allocate_host(WINDOW_BYTES, pin=False).random_(0, 256).split(IO_BYTES)
         for _ in range(windows - 1):  # what was never written takes drives and file systems longer
             self.write()
 

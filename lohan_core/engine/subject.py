@@ -13,6 +13,7 @@ from lohan_core.backend import Kind
 from lohan_core.config.sections import Config
 from lohan_core.data.batches import Batch
 from lohan_core.engine.cores import update_threads
+from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.model import build_model
 from lohan_core.engine.parts import Report, store_path
 from lohan_core.model.loss import require_same_loss
@@ -30,12 +31,19 @@ __all__ = ["open_subject"]
 def open_subject(config: Config, registry: Registry, device: torch.device, report: Report) -> Iterator[Subject]:
     """Open what a config's profiler is to look at. Neither weights nor data are read.
 
-    Storage is opened where the run itself would open it, under the run's lock; nothing is left there but what a run
-    begins with, and a run that is there already stays as it is.
+    The device's memory is capped as for a run, which thus finds what is found here. Storage is opened where the run
+    itself would open it, under the run's lock; nothing is left there but what a run begins with, and a run that is
+    there already stays as it is.
 
     Raises:
-        LohanError: anything that the user can mend.
+        LohanError: anything that the user can mend; also from within, where the device runs out of memory.
     """
+    cap_device_memory(config, device)
+    with out_of_memory_told():
+        yield from _open_subject(config, registry, device, report)
+
+
+def _open_subject(config: Config, registry: Registry, device: torch.device, report: Report) -> Iterator[Subject]:
     model, _ = build_model(config, device)
     model.to(device)
     require_same_loss(model)

@@ -191,8 +191,9 @@ class _Looker:
     def _timed(self, first: Operators, run: Callable[[], Tensor]) -> tuple[float, tuple[Candidate, ...]]:
         """Return a block's seconds, and its candidates with their part of them.
 
-        Operators are timed one by one, each by the shortest of several looks. One by one they take longer than in a
-        row, where the host runs ahead of the device, so their times are scaled to that of the block as a whole.
+        Operators are timed one by one, each by the shortest of several looks. Together they may take another time than
+        the block as a whole, in which a GPU may wait for the host, or a CPU finds other things in its caches: so their
+        times are scaled to that.
         """
         candidates = [first.candidates[index] for index in sorted(first.candidates)]
         if self.estimate is not None:
@@ -200,7 +201,7 @@ class _Looker:
         times = [self._count(run)[0].times for _ in looks()]
         shortest = [min(look[index] for look in times) for index in range(len(first.times))]
         whole = self._time(saving_nothing(run))
-        scale = whole / sum(shortest)
+        scale = whole / (sum(shortest) or whole)
         keeping = self._keeping_seconds(frozenset(c.occurs_as for c in candidates), run, whole)
         return whole, tuple(evolve(c, seconds=shortest[c.index] * scale, keeping_seconds=keeping) for c in candidates)
 

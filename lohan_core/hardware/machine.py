@@ -33,8 +33,9 @@ def make_machine(
 ) -> Machine:
     """Turn published figures into lanes; ``gpu_updates``: whether the optimizer can update on the GPU too.
 
-    Without a GPU a copy to or from "the GPU" is one within main memory, which is read and written for each byte; and
-    both tiers are that one memory, as where a profile is measured.
+    Updates have of the main memory's bandwidth what copies to and from a GPU and the drives leave them, as where that
+    is measured. Without a GPU a copy to or from "the GPU" is one within main memory, which is read and written for each
+    byte; and both tiers are that one memory, as where a profile is measured.
     """
     host, gpu = hardware.host, hardware.gpu
     read, write, mixed = _drive_rates(hardware.drives)
@@ -55,6 +56,7 @@ def make_machine(
         host_bytes=host_bytes,
         ssd_bytes=hardware.drives.count * hardware.drives.capacity,
         cpu_computes=gpu is None,
+        memory_bytes_per_second=float(host.memory_bandwidth) if gpu else None,
     )
 
 

@@ -85,9 +85,17 @@ class Storage(ABC):
     def register(self, buffers: Iterable[torch.Tensor]) -> None:
         """Tell the backend which buffers transfers will use, so that it can register them with the kernel.
 
-        A hint: a backend that has no use for it ignores it, and other buffers stay valid.
+        A hint: a backend that has no use for it ignores it, and other buffers stay valid. It may hold on to them until
+        :meth:`unregister`, or until it is closed.
         """
         self._register(list(buffers))
+
+    def unregister(self) -> None:
+        """Let go of all buffers that were registered, so that their memory can be given back.
+
+        Waits for transfers in flight. The buffers stay valid for further ones, like any others.
+        """
+        self._unregister()
 
     def sync(self) -> None:
         """Return when every finished write is on durable media."""
@@ -151,6 +159,9 @@ class Storage(ABC):
 
     def _register(self, buffers: list[torch.Tensor]) -> None:
         del buffers
+
+    def _unregister(self) -> None:  # noqa: B027 - a default: a backend that ignores _register has nothing to let go of
+        """Let go of what ``_register`` holds on to; to be implemented with it."""
 
 
 StorageBackend: TypeAlias = Backend[Storage]

@@ -25,6 +25,7 @@ __all__ = [
     "choose_attention",
     "flash_attn_obstacle",
     "flash_boundaries",
+    "use_attention",
     "use_flash_attn",
 ]
 
@@ -102,7 +103,13 @@ def attention_of(model: PreTrainedModel) -> Attention:
 
 def use_flash_attn(model: PreTrainedModel) -> None:
     """Have a model that :func:`choose_attention` chose flash-attn for take it from now on."""
-    model.set_attn_implementation(_FLASH)
+    use_attention(model, Attention.FLASH)
+
+
+def use_attention(model: PreTrainedModel, attention: Attention) -> None:
+    """Have a whole model compute attention by these kernels, which :func:`choose_attention` chose for it."""
+    if attention is not attention_of(model):  # some models are not to be set, and have what they were built with
+        model.set_attn_implementation(next(name for name, known in _NAMES.items() if known is attention))
 
 
 def flash_attn_obstacle(device: torch.device, dtype: torch.dtype) -> Obstacle | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 from attrs.validators import min_len
 
-from lohan_core.errors import BackendError, ConfigError
+from lohan_core.errors import BackendError, ConfigError, PlanError
 from lohan_core.interfaces.planner import Planner, PlannerBackend
 from lohan_core.plan import Budget, Plan, Tier, Workload
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MIXED", "MixedPlannerConfig"]
 
 _NAME = "mixed"
+_BOUNDLESS = Budget(gpu_bytes=2**60, host_bytes=2**60, ssd_bytes=2**60)
 
 
 @frozen(kw_only=True)
@@ -46,29 +47,102 @@ class MixedPlanner(Planner):
         """Put the two plans together.
 
         Neither knows what the other takes. While together they take more than there is, the planner of activations is
-        asked again with less: with what was missing taken off, then with twice as much, and so on.
+        asked again with less: with what was missing taken off, then with twice as much, and so on. If that does not
+        help, states may have filled the host memory: their planner is asked again with less of it, likewise.
 
         Raises:
-            PlanError: one of the two has no plan, or the planner of activations takes more than it is given.
+            PlanError: one of the two has no plan, or together they have none that fits; said of the budget as given.
         """
-        from lohan_core.evaluate import TimeModel, evaluate, require_feasible
+        from lohan_core.evaluate import require_feasible
 
-        of_states = self._states.plan(profile, budget, workload)
-        cut = dict.fromkeys(Tier, 0)
+        nearest: _Joined | None = None
+        less_bytes = 0
+        while less_bytes < budget.host_bytes or nearest is None:
+            given = evolve(budget, host_bytes=budget.host_bytes - less_bytes)
+            try:
+                joined = self._join(self._states.plan(profile, given, workload), profile, budget, workload)
+            except PlanError:
+                if nearest is None:
+                    raise
+                break
+            if not joined.shortfalls:
+                return joined.plan
+            if nearest is None or joined.missing_bytes < nearest.missing_bytes:
+                nearest = joined
+            if not joined.missing_on(Tier.HOST):
+                break
+            less_bytes += max(joined.missing_on(Tier.HOST), less_bytes)
+        return require_feasible(nearest.plan, profile, workload, budget)
+
+    def _join(self, of_states: Plan, profile: Profile, budget: Budget, workload: Workload) -> _Joined:
+        """Join activations to states; what does not fit at last is returned too.
+
+        Raises:
+            PlanError: the planner of activations has no plan for the whole budget.
+        """
+        from lohan_core.evaluate import TimeModel, evaluate
+
+        cut, credit = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
+        refusal: PlanError | None = None
+        joined: _Joined | None = None
         while True:
             left = Budget(
-                gpu_bytes=max(0, budget.gpu_bytes - cut[Tier.GPU]),
-                host_bytes=max(0, budget.host_bytes - cut[Tier.HOST]),
-                ssd_bytes=max(0, budget.ssd_bytes - cut[Tier.SSD]),
+                gpu_bytes=max(0, budget.gpu_bytes + credit[Tier.GPU] - cut[Tier.GPU]),
+                host_bytes=max(0, budget.host_bytes + credit[Tier.HOST] - cut[Tier.HOST]),
+                ssd_bytes=max(0, budget.ssd_bytes + credit[Tier.SSD] - cut[Tier.SSD]),
             )
-            plan = _combine(self._activations.plan(profile, left, workload), of_states)
-            shortfalls = evaluate(plan, profile, workload, budget, TimeModel.LANES).shortfalls
-            if not shortfalls:
-                return plan
-            if all(cut[shortfall.tier] >= shortfall.available_bytes for shortfall in shortfalls):
-                return require_feasible(plan, profile, workload, budget)
-            for shortfall in shortfalls:
-                cut[shortfall.tier] += max(_missing(shortfall), cut[shortfall.tier])
+            try:
+                activations = self._activations.plan(profile, left, workload)
+            except PlanError as error:
+                if refusal is None:
+                    refusal = error
+                    credit = self._credit(of_states, profile, workload)
+                    if any(credit.values()):
+                        continue
+                if joined is None:  # the first refusal is said of the budget as given
+                    raise refusal from None
+                return joined
+            plan = _combine(activations, of_states)
+            joined = _Joined(plan, evaluate(plan, profile, workload, budget, TimeModel.LANES).shortfalls)
+            given = {
+                shortfall.tier: shortfall.available_bytes + credit[shortfall.tier] for shortfall in joined.shortfalls
+            }
+            if all(cut[tier] >= size for tier, size in given.items()):  # it fits, or there is nothing left to take off
+                return joined
+            for tier in given:
+                cut[tier] += max(joined.missing_on(tier), cut[tier])
+
+    def _credit(self, of_states: Plan, profile: Profile, workload: Workload) -> dict[Tier, int]:
+        """Find what the planner of activations thinks that states take, more than they do in the plan that counts.
+
+        A planner that puts all states on the drives finds no plan where there is too little space for that, though
+        here they live elsewhere: it is given so much more. 0 where it has no plan at all.
+        """
+        from lohan_core.schedule.build import build_memory
+
+        try:
+            own = self._activations.plan(profile, _BOUNDLESS, workload)
+        except PlanError:
+            return dict.fromkeys(Tier, 0)
+        thought, counted = (build_memory(plan, profile, workload) for plan in (own, _combine(own, of_states)))
+        return {tier: max(0, thought.bytes_on(tier) - counted.bytes_on(tier)) for tier in Tier}
+
+
+@frozen
+class _Joined:
+    """Two plans as one, and what it lacks."""
+
+    plan: Plan
+    shortfalls: tuple[Shortfall, ...]
+
+    def missing_on(self, tier: Tier) -> int:
+        """Bytes that are missing on a tier; 0 where it fits."""
+        return sum(each.needed_bytes - each.available_bytes for each in self.shortfalls if each.tier is tier)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are missing on all tiers."""
+        return sum(self.missing_on(tier) for tier in Tier)
 
 
 def _combine(activations: Plan, states: Plan) -> Plan:
@@ -80,10 +154,6 @@ def _combine(activations: Plan, states: Plan) -> Plan:
         ),
         note=f"activations by {activations.planner} ({activations.note}), states by {states.planner} ({states.note})",
     )
-
-
-def _missing(shortfall: Shortfall) -> int:
-    return shortfall.needed_bytes - shortfall.available_bytes
 
 
 def _open(config: MixedPlannerConfig) -> Planner:

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from lohan_core.interfaces.planner import Planner, PlannerBackend
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
+from lohan_core.profile import Role
 
 if TYPE_CHECKING:
     from lohan_core.profile import BlockProfile, Profile
@@ -47,7 +48,7 @@ class _ReferencePlanner(Planner):
     def _decide(self, block: BlockProfile, workload: Workload) -> BlockPlan:
         config = self._config
         states = config.states
-        if states is Tier.GPU and block.role != "layer":
+        if states is Tier.GPU and block.role is not Role.LAYER:
             states = Tier.HOST
         kept = {c.index: config.candidates for c in block.candidates} if self._keeps else {}
         return BlockPlan(

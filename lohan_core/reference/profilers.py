@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lohan_core.units import Bytes
 
 if TYPE_CHECKING:
     from lohan_core.profile import Profile, Subject
+    from lohan_core.states import StateVector
 
 __all__ = ["FILE", "MEASURED", "FileProfilerConfig", "MeasuredProfilerConfig"]
 
@@ -64,7 +66,7 @@ class FileProfiler(Profiler):
         self._config = config
 
     def profile(self, subject: Subject) -> Profile:
-        """Read the file. Raises ConfigError if it is missing, malformed, or of another model."""
+        """Read the file. Raises ConfigError if it is missing, malformed, or of another model, dtype or batch."""
         path = self._config.path
         if path is not None and path.suffix == ".json":
             return _without_missing_updates(_read_profile(path, subject), subject)
@@ -104,6 +106,7 @@ def _read_profile(path: Path, subject: Subject) -> Profile:
     present = [(block.name, block.elements) for block in subject.model.blocks]
     if measured != present:
         raise ConfigError(f"profiler.path: {path} is the profile of another model: its blocks differ")
+    _require_same_step(profile, subject, path)
     return profile
 
 
@@ -113,6 +116,34 @@ def _without_missing_updates(profile: Profile, subject: Subject) -> Profile:
     if machine.gpu_parameters_per_second is None or subject.optimizer.on_device(subject.model.device) is not None:
         return profile
     return evolve(profile, machine=evolve(machine, gpu_parameters_per_second=None))
+
+
+def _require_same_step(profile: Profile, subject: Subject, path: Path) -> None:
+    """Refuse what was found for other weights, states or batches: plans and buffers are sized by it.
+
+    Raises:
+        ConfigError: names what differs, and the key that decides about it.
+    """
+    from lohan_core.engine.states import StateFormat
+
+    form = StateFormat(subject.optimizer, subject.model.dtype)
+    rows, length = subject.batch.micro_batches[0]["input_ids"].shape
+    # Rows that are all shorter than the config allows are padded to the longest only: so the remedy says how long.
+    for key, what, there, here, remedy in (
+        ("run.dtype", "bytes per weight", profile.weight_bytes, form.weights.value_bytes, ""),
+        ("optimizer.backend", "states", _in_words(profile.states), _in_words(form.states), ""),
+        ("run.micro_batch_size", "rows", profile.micro_batch_size, rows, f" --set run.micro_batch_size={rows}"),
+        ("data.sequence_length", "tokens", profile.sequence_length, length, f" --set data.sequence_length={length}"),
+    ):
+        if there != here:
+            raise ConfigError(
+                f"profiler.path: {path} is the profile of another {key}: {what}: {there} there, {here} here; write one "
+                f"of this run with lohan profile -o{remedy}"
+            )
+
+
+def _in_words(states: Sequence[StateVector]) -> str:
+    return ", ".join(f"{state.name} ({state.value_bytes} bytes for {state.elements_per_value})" for state in states)
 
 
 class MeasuredProfiler(Profiler):

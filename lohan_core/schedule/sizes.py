@@ -81,7 +81,7 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
     Host: states that live there and what states in memory are saved by, gradients (of blocks whose states live on the
     drives) and activations that wait there. Ssd: every version of every state (those in memory too, if they are to be
     saved), gradients and activations that wait there. GPU: states and candidates kept there, every micro-batch's tokens
-    and layer arguments, the activations and gradients at block boundaries, what is on its way in or out, and the largest
+    and layer arguments, activations and gradients at block boundaries, what is on its way in or out, and the largest
     transient.
     """
     total = dict.fromkeys(Tier, 0)

@@ -331,6 +331,21 @@ class StorageSuite(ConformanceSuite):
         storage.read("extent", 0, pool[: 32 * storage.alignment]).wait()
         assert torch.equal(pool[: 32 * storage.alignment], expected)
 
+    def test_buffers_that_are_no_longer_registered_work_alike(self, storage: Storage) -> None:
+        """Letting go of buffers is allowed at any time, and they are read and written as others are."""
+        storage.unregister()
+        storage.allocate("extent", 32 * storage.alignment)
+        pool, other = random_buffer(storage, 32, seed=4), random_buffer(storage, 32, seed=5)
+        storage.register([pool])
+        transfer = storage.write("extent", 0, pool)
+        storage.unregister()
+        transfer.wait()
+        storage.register([other])
+        assert torch.equal(read(storage, "extent", 32), pool)
+        for buffer in (other, pool):
+            write(storage, "extent", buffer)
+            assert torch.equal(read(storage, "extent", 32), buffer)
+
     def test_sync(self, storage: Storage) -> None:
         """Syncing is allowed at any time: before anything is written, after writes, while they are in flight."""
         storage.sync()

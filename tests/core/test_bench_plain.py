@@ -9,9 +9,17 @@ from lohan_core.bench.plain import PlainContender, PlainOutOfMemoryError, PlainP
 from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
 from lohan_core.bench.workloads import WORKLOADS, model_config, write_model_directory
 from lohan_core.errors import LohanError
+from lohan_core.model.choices import Attention
+from lohan_core.reference.torch_adamw import AdamWConfig
 
 SMOKE = WORKLOADS["smoke"]
-ARGUMENTS = {"seed": 0, "device": "cpu", "lr": 1e-5, "max_grad_norm": 1.0}
+ARGUMENTS = {
+    "seed": 0,
+    "device": "cpu",
+    "dtype": torch.bfloat16,
+    "attention": Attention.SDPA,
+    "optimizer": AdamWConfig(lr=1e-5, max_grad_norm=1.0),
+}
 H200_BYTES = 139 * 2**30
 
 
@@ -21,6 +29,9 @@ def test_what_plain_takes_by_hand():
     inputs, logits = 3 * 10 * 8 * 2, 10 * 100 * 10
     assert plain_bytes(1000, config, workload, 2) == 18_000 + inputs + logits
     assert plain_bytes(1000, config, workload, 4) == 20_000 + inputs + logits
+    inputs, logits = 3 * 10 * 8 * 4, 10 * 100 * 8  # in fp32, weights are masters, and there is nothing in bf16
+    assert plain_bytes(1000, config, workload, 2, value_bytes=4) == 16_000 + inputs + logits
+    assert plain_bytes(1000, config, workload, 4, value_bytes=4) == 16_000 + inputs + logits
 
 
 @pytest.mark.parametrize(("name", "fits"), [("host-2b", True), ("host-4b", True), ("tier-8b", False)])

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
+import torch
 from attrs import asdict
 from tiny_backends import TestBackends, make_registry
 
+from lohan_core.backend import Kind
 from lohan_core.bench.plain import PlainTrainer
 from lohan_core.bench.step import StepBenchOptions, render, run
 from lohan_core.bench.step_rows import busiest_resource, busy_by_resource
 from lohan_core.bench.workloads import WORKLOADS, make_batch, write_model_directory
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
+from lohan_core.model.choices import Attention
+from lohan_core.reference.torch_adamw import AdamWConfig
 from lohan_core.schedule.task import Lane, Op, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
@@ -34,7 +39,14 @@ def test_both_sides_train_the_same_model(tmp_path):
     batch_size, steps = 4, 3
     result = bench(tmp_path, batch_sizes=(batch_size,), steps=steps, warm_up=0)
     write_model_directory(tmp_path / "model", SMOKE)
-    plain = PlainTrainer(model=tmp_path / "model", seed=0, device="cpu", lr=1e-5, max_grad_norm=1.0)
+    plain = PlainTrainer(
+        model=tmp_path / "model",
+        seed=0,
+        device="cpu",
+        dtype=torch.bfloat16,
+        attention=Attention.SDPA,
+        optimizer=AdamWConfig(lr=1e-5, max_grad_norm=1.0),
+    )
     losses = [plain.step(make_batch(SMOKE, batch_size, step)).loss for step in range(steps)]
     assert result.rows[0].losses[0] == pytest.approx(losses[0], rel=1e-6)
     assert result.rows[0].losses == pytest.approx(losses, rel=1e-4)
@@ -106,7 +118,13 @@ def test_settings_add_to_the_workloads_own(tmp_path):
     assert result.rows[0].plan.startswith("plan: keep_nothing")
 
 
-@pytest.mark.parametrize("key", ["model.path", "data.train", "run.batch_size", "run.seed"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("model.path", "model.trust_remote_code", "data.train", "run.batch_size", "run.seed", "run.replan_after"),
+        *("run.eval_every", "run.tensorboard", "run.checkpoint_every", "optimizer.schedule", "optimizer.warmup_steps"),
+    ],
+)
 def test_what_the_command_decides_is_not_to_be_set(tmp_path, key):
     section, name = key.split(".")
     with pytest.raises(ConfigError, match=rf"--set {section}\.{name}: is decided"):
@@ -138,6 +156,61 @@ def test_plain_is_measured_step_by_step(tmp_path):
     assert row.plain.losses == pytest.approx(row.losses, rel=1e-4)
     pairs = [plain / ours for ours, plain in zip(row.step_seconds, row.plain.step_seconds, strict=True)]
     assert min(pairs) <= row.plain.ratio <= max(pairs)
+
+
+def test_both_sides_take_the_same_settings(tmp_path):
+    """One after the other, since each of them alone changes the losses of whoever takes it."""
+    usual = bench(tmp_path, batch_sizes=(4,), steps=3, warm_up=0).rows[0].losses
+    changes = [
+        {"run": {"dtype": "float32"}},
+        {"optimizer": {"lr": 3e-3}},
+        {"optimizer": {"lr": 3e-3, "max_grad_norm": None, "eps": 0.1}},
+        {"optimizer": {"lr": 3e-3, "max_grad_norm": 1e-3, "eps": 1e-3}},
+        {"optimizer": {"lr": 3e-3, "weight_decay": 10.0, "betas": [0.5, 0.5]}},
+        {"model": {"attention": "eager", "loss": "chunked"}, "run": {"dtype": "float32"}, "optimizer": {"lr": 3e-3}},
+    ]
+    for change in changes:
+        row = bench(tmp_path, batch_sizes=(4,), steps=3, warm_up=0, plain=True, settings={**QUICK, **change}).rows[0]
+        assert row.losses != usual, change
+        assert row.plain.losses == pytest.approx(row.losses, rel=1e-6 if "run" in change else 2e-4), change
+    assert (row.attention, row.plain.attention) == ("eager", "eager")
+    assert (row.loss_computed, row.plain.loss_computed) == ("chunked", "whole")
+
+
+def test_plain_trains_by_adamw_only(tmp_path):
+    settings = {**QUICK, "optimizer": {"backend": "recorder"}}
+    row = bench(tmp_path, batch_sizes=(2,), steps=1, warm_up=0, plain=True, settings=settings).rows[0]
+    assert row.without_plain == "trains by AdamW, which recorder is not"
+
+
+def test_what_a_killed_one_left_is_not_in_the_way(tmp_path):
+    """Its extents are of another chunk, on a drive that outlives its temporary folder."""
+    other = tmp_path / "other"
+    other.mkdir()
+    settings = {**QUICK, "storage": {"directories": [str(other)]}}
+    registry = make_registry(TestBackends())
+    left = registry.open_backend(
+        Kind.STORAGE,
+        "aio",
+        registry.find(Kind.STORAGE, "aio").config(directories=(other,)),
+        namespace="bench",
+        default_directory=other,
+    )
+    left.allocate("bench/read", 4096)
+    left.close()
+    row = bench(tmp_path, workload="smoke-ssd", steps=1, warm_up=0, settings=settings).rows[0]
+    assert row.drives is not None
+
+
+def test_drives_that_fail_alone_do_not_cost_the_row(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError(errno.ENOSPC, "other: no space left")
+
+    monkeypatch.setattr("lohan_core.bench.step.mixed_bytes_per_second", fail)
+    result = bench(tmp_path, workload="smoke-ssd", steps=1, warm_up=0)
+    assert result.rows[0].drives is None
+    assert result.rows[0].without_drives == "other: no space left"
+    assert "drives: not measured alone: other: no space left" in render(result)
 
 
 def timeline(*spans):

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from schedule_problems import problems
 
 from lohan_core.calibrate import calibrate, departure
+from lohan_core.plan import Update
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
+from lohan_core.schedule.task import Op
 from lohan_core.schedule.timeline import Span, Timeline
 
 FACTORS = st.floats(0.2, 5.0)
@@ -30,6 +32,19 @@ def _with_rates(machine, *, gpu, h2d, d2h, drives, cpu):
 def _without_shared_memory(profile):
     """What copies take from updates differs from task to task, and a calibrated profile has one rate for all."""
     return evolve(profile, machine=evolve(profile.machine, memory_bytes_per_second=None))
+
+
+@given(problem=problems())
+def test_what_updates_share_with_copies_is_kept_where_a_step_had_none(problem):
+    """As the first step of a process that defers all its updates."""
+    known = evolve(problem.profile, machine=evolve(problem.profile.machine, memory_bytes_per_second=1e9))
+    blocks = tuple(evolve(decisions, deferred=True) for decisions in problem.plan.blocks)
+    plan, workload = evolve(problem.plan, blocks=blocks), evolve(problem.workload, update=Update.DEFERRED)
+    for pending in (True, False):
+        schedule = build_schedule(plan, known, workload, pending=pending)
+        updates = any(task.op is Op.UPDATE for task in schedule.tasks)
+        found = calibrate(known, simulate(schedule, known.machine)).machine.memory_bytes_per_second
+        assert found == (None if updates else 1e9)
 
 
 @given(problem=problems(), factors=st.tuples(FACTORS, FACTORS, FACTORS, FACTORS, FACTORS))

@@ -35,7 +35,7 @@ def problems(data):
     return evolve(problem, workload=evolve(problem.workload, **slots))
 
 
-def plans(profile):
+def plans(profile, workload):
     tiers = st.sampled_from(Tier)
 
     def block(role, candidates):
@@ -48,7 +48,7 @@ def plans(profile):
             st.sampled_from(places),
             inputs=tiers,
             keep=keep,
-            deferred=st.booleans(),
+            deferred=st.booleans() if workload.may_defer else st.just(value=False),
         )
 
     blocks = st.tuples(*(block(entry.role, entry.candidates) for entry in profile.blocks))
@@ -59,7 +59,7 @@ def plans(profile):
 @given(st.data())
 def test_amounts_are_the_work_of_the_schedules_tasks(data):
     problem = problems(data)
-    plan = data.draw(plans(problem.profile))
+    plan = data.draw(plans(problem.profile, problem.workload))
     schedule = build_schedule(plan, problem.profile, problem.workload)
     amounts = defaultdict(float)
     for (_, resource), amount in plan_amounts(plan, problem.profile, problem.workload).items():
@@ -73,7 +73,7 @@ def test_amounts_are_the_work_of_the_schedules_tasks(data):
 def test_each_phase_holds_the_tasks_of_its_part_of_the_schedule(data):
     problem = problems(data)
     profile = problem.profile
-    plan = data.draw(plans(profile))
+    plan = data.draw(plans(profile, problem.workload))
     tasks = build_schedule(plan, profile, problem.workload).tasks
     last_forward = max(task.index for task in tasks if task.op in {Op.FORWARD, Op.OFFLOAD, Op.SPILL})
     norm = next(task.index for task in tasks if task.op is Op.NORM)
@@ -92,7 +92,7 @@ def test_each_phase_holds_the_tasks_of_its_part_of_the_schedule(data):
 @given(st.data())
 def test_memory_alone_is_the_schedules_memory(data):
     problem = problems(data)
-    plan = data.draw(plans(problem.profile))
+    plan = data.draw(plans(problem.profile, problem.workload))
     schedule = build_schedule(plan, problem.profile, problem.workload)
     memory = build_memory(plan, problem.profile, problem.workload)
     assert memory.tasks == ()
@@ -103,7 +103,7 @@ def test_memory_alone_is_the_schedules_memory(data):
 @given(st.data())
 def test_no_lane_of_the_simulation_is_busy_for_longer_than_the_lanes_say(data):
     problem = problems(data)
-    plan = data.draw(plans(problem.profile))
+    plan = data.draw(plans(problem.profile, problem.workload))
     lanes = evaluate(plan, problem.profile, problem.workload, PLENTY, TimeModel.LANES)
     simulated = evaluate(plan, problem.profile, problem.workload, PLENTY)
     assert lanes.peak_bytes == simulated.peak_bytes

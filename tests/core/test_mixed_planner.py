@@ -4,11 +4,12 @@ import pytest
 from attrs import evolve
 
 from lohan_core.errors import ConfigError, PlanError
-from lohan_core.evaluate import evaluate
+from lohan_core.evaluate import evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update
 from lohan_core.reference.mixed_planner import MIXED, MixedPlanner, MixedPlannerConfig
 from lohan_core.testing.planner import PROBLEMS, PlannerSuite
+from lohan_core.units import format_bytes
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 
@@ -93,6 +94,88 @@ def test_what_one_takes_is_not_there_for_the_other():
     assert {block.inputs for block in plan.blocks} == {Tier.SSD}
     assert len(activations.asked) > 1
     assert activations.asked == sorted(activations.asked, reverse=True)
+
+
+class Filling(Planner):
+    """Puts the states of as many blocks into host memory as it is given room for, and the others' on the drives."""
+
+    def __init__(self):
+        self.asked = []
+
+    def plan(self, profile, budget, workload):
+        self.asked.append(budget.host_bytes)
+        for on_host in range(len(profile.blocks), -1, -1):
+            blocks = tuple(
+                BlockPlan(states=Tier.HOST if index < on_host else Tier.SSD, inputs=Tier.SSD)
+                for index in range(len(profile.blocks))
+            )
+            plan = Plan(planner="filling", blocks=blocks)
+            if evaluate(plan, profile, workload, budget).feasible:
+                return plan
+        raise PlanError("no room for the buffers of states")
+
+
+class Insisting(Planner):
+    """Keeps all inputs in host memory, with states of its own on the drives, or refuses."""
+
+    def plan(self, profile, budget, workload):
+        blocks = tuple(BlockPlan(states=Tier.SSD, inputs=Tier.HOST) for _ in profile.blocks)
+        return require_feasible(Plan(planner="insisting", blocks=blocks), profile, workload, budget)
+
+
+def peak_bytes(planner, problem, **changes):
+    workload = evolve(problem.workload, **changes)
+    return evaluate(planner.plan(problem.profile, PLENTY, workload), problem.profile, workload, PLENTY).peak_bytes
+
+
+def test_states_give_way_where_activations_cannot():
+    """Each alone has room in host memory. Together they have not, and the activations' planner has no other plan."""
+    problem = PROBLEMS[4]
+    states = Filling()
+    budget = evolve(
+        PLENTY, host_bytes=max(peak_bytes(planner, problem)[Tier.HOST] for planner in (states, Insisting()))
+    )
+    states.asked.clear()
+    plan = MixedPlanner(Insisting(), states).plan(problem.profile, budget, problem.workload)
+    assert evaluate(plan, problem.profile, problem.workload, budget).feasible
+    assert {block.inputs for block in plan.blocks} == {Tier.HOST}
+    assert {block.states for block in plan.blocks} == {Tier.HOST, Tier.SSD}
+    assert states.asked[0] == budget.host_bytes
+    assert states.asked == sorted(states.asked, reverse=True)
+
+
+def test_what_is_lacking_is_said_of_the_budget_that_the_user_set():
+    problem = PROBLEMS[3]
+    enough = peak_bytes(Insisting(), problem)[Tier.HOST]
+    budget = evolve(PLENTY, host_bytes=enough)  # which Insisting alone would fit, and states' buffers not
+    states = Fixed(states=Tier.HOST, inputs=Tier.SSD).plan(problem.profile, PLENTY, problem.workload)
+    mixed = MixedPlanner(Insisting(), Stubborn(states))
+    message = rf"^planner 'mixed': the plan needs .* on host, .* more than the {format_bytes(enough)} there are; "
+    with pytest.raises(PlanError, match=message):
+        mixed.plan(problem.profile, budget, problem.workload)
+
+
+def test_states_of_the_planner_of_activations_need_no_room():
+    """It would put them all on the drives, which are too small for that, and does not decide about them."""
+    problem = PROBLEMS[3]
+    unsaved = {"versions": 1, "host_extents": False}
+    budget = evolve(PLENTY, ssd_bytes=peak_bytes(Insisting(), problem, **unsaved)[Tier.SSD] // 2)
+    workload = evolve(problem.workload, **unsaved)
+    with pytest.raises(PlanError, match="on ssd"):
+        Insisting().plan(problem.profile, budget, workload)
+    plan = MixedPlanner(Insisting(), Fixed(states=Tier.HOST, inputs=Tier.HOST)).plan(problem.profile, budget, workload)
+    assert {block.states for block in plan.blocks} == {Tier.HOST}
+
+
+class Stubborn(Planner):
+    """Has one plan."""
+
+    def __init__(self, plan):
+        self._plan = plan
+
+    def plan(self, profile, budget, workload):
+        del profile, budget, workload
+        return self._plan
 
 
 class Immodest(Planner):

@@ -40,6 +40,20 @@ class TestFile(ProfilerSuite):
         with pytest.raises(ConfigError, match="another model"):
             FILE.open(config).profile(subject)
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"weight_bytes": 2}, "another run.dtype: bytes per weight: 2 there, 4 here"),
+            ({"states": ()}, r"another optimizer.backend: states:  there, master \(4 bytes for 1\), exp_avg"),
+            ({"micro_batch_size": 7}, "another run.micro_batch_size: rows: 7 there, 2 here; .*run.micro_batch_size=2$"),
+            ({"sequence_length": 16}, "another data.sequence_length: tokens: 16 there, 32 here"),
+        ],
+    )
+    def test_a_profile_of_another_step_is_refused(self, config, subject, changes, message):
+        config.path.write_text(evolve(Profile.from_json(config.path.read_text()), **changes).to_json())
+        with pytest.raises(ConfigError, match=message):
+            FILE.open(config).profile(subject)
+
 
 @frozen
 class Nothing:

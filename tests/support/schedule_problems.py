@@ -97,7 +97,7 @@ def profiles(draw) -> Profile:
 
 
 @st.composite
-def block_plans(draw, block: BlockProfile) -> BlockPlan:
+def block_plans(draw, block: BlockProfile, *, may_defer: bool) -> BlockPlan:
     """Any decisions for a block."""
     tiers = st.sampled_from((None, *Tier))
     states = draw(st.sampled_from(tuple(Tier) if block.role is Role.LAYER else (Tier.HOST, Tier.SSD)))
@@ -107,7 +107,7 @@ def block_plans(draw, block: BlockProfile) -> BlockPlan:
         inputs=draw(st.sampled_from(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
         gradients=draw(st.sampled_from((Tier.HOST, Tier.SSD))) if states is Tier.SSD else Tier.HOST,
-        deferred=draw(st.booleans()),
+        deferred=draw(st.booleans()) and may_defer,
     )
 
 
@@ -115,12 +115,14 @@ def block_plans(draw, block: BlockProfile) -> BlockPlan:
 def problems(draw) -> Problem:
     """Any plan for any model and workload."""
     profile = draw(profiles())
+    update = draw(st.sampled_from(Update))
+    decisions = [draw(block_plans(block, may_defer=update is Update.DEFERRED)) for block in profile.blocks]
     return Problem(
-        plan=Plan(planner="any", blocks=tuple(draw(block_plans(block)) for block in profile.blocks)),
+        plan=Plan(planner="any", blocks=tuple(decisions)),
         profile=profile,
         workload=Workload(
             micro_batches=draw(st.integers(1, 4)),
-            update=draw(st.sampled_from(Update)),
+            update=update,
             clips=draw(st.booleans()),
             chunk_elements=BLOCK_ALIGNMENT * draw(st.integers(1, 6)),
             versions=draw(st.sampled_from((1, 2))),

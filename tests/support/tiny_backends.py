@@ -91,12 +91,13 @@ class DicePlanner(Planner):
 
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
         """Roll for every state, input, gradient and candidate."""
-        del budget, workload
+        del budget
         dice = random.Random(self.config.seed)
-        return Plan(planner="dice", blocks=tuple(roll_block(dice, block) for block in profile.blocks))
+        blocks = tuple(roll_block(dice, block, may_defer=workload.may_defer) for block in profile.blocks)
+        return Plan(planner="dice", blocks=blocks)
 
 
-def roll_block(dice: random.Random, block) -> BlockPlan:
+def roll_block(dice: random.Random, block, *, may_defer: bool) -> BlockPlan:
     """Decide for one block: a candidate is kept on each tier, or recomputed, with equal chances."""
     states = dice.choice(tuple(Tier) if block.role is Role.LAYER else (Tier.HOST, Tier.SSD))
     kept = {candidate.index: dice.choice((None, *Tier)) for candidate in block.candidates if block.role is Role.LAYER}
@@ -105,7 +106,7 @@ def roll_block(dice: random.Random, block) -> BlockPlan:
         inputs=dice.choice(tuple(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
         gradients=dice.choice((Tier.HOST, Tier.SSD)) if states is Tier.SSD else Tier.HOST,
-        deferred=dice.choice((False, True)),
+        deferred=dice.choice((False, True)) and may_defer,
     )
 
 

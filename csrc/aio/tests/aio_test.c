@@ -88,6 +88,13 @@ static void test_registered(void) {
   check_round_trip(engine, 2);
   lohan_aio_remove_file(engine, file);
   check_round_trip(engine, 3);
+  CHECK(lohan_aio_remove_memories(engine) == 0);
+  check_round_trip(engine, 4);
+  for (int again = 0; again < 2000; again++) { /* more often than the table has entries */
+    error = lohan_aio_add_memory(engine, (uintptr_t)target, BYTES);
+    CHECK(error == 0 || (error == -EOPNOTSUPP && kind != LOHAN_AIO_IO_URING));
+    CHECK(lohan_aio_remove_memories(engine) == 0);
+  }
   lohan_aio_close(engine);
 }
 

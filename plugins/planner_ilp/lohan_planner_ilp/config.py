@@ -17,8 +17,8 @@ class IlpConfig:
     Attributes:
         gap: How far from the optimum, as a part of the step, a plan may be to be taken; 0: it is the optimum, which for
             a large model can take minutes to prove.
-        time_limit: Seconds after which the best plan so far is taken. Where it cuts a search short, the plan depends on
-            the computer's speed.
+        time_limit: Seconds that a plan may take, all questions to the solver together; the best so far is then taken.
+            Where it cuts a search short, the plan depends on the computer's speed.
     """
 
     gap: float = field(default=1e-4, validator=ge(0.0))

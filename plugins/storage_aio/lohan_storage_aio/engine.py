@@ -108,8 +108,15 @@ class Engine:
         self._lib.lohan_aio_remove_file(self._engine, descriptor)
 
     def add_memory(self, address: int, size_bytes: int) -> int:
-        """Register memory, which must stay mapped until the engine is closed; returns as :meth:`add_file`."""
+        """Register memory, which must stay mapped until :meth:`remove_memories`; returns as :meth:`add_file`."""
         return -int(self._lib.lohan_aio_add_memory(self._engine, address, size_bytes))
+
+    def remove_memories(self) -> int:
+        """Let go of all registered memory, none of whose transfers may be in flight.
+
+        Returns 0, or the errno with which the kernel refused: then it must stay mapped until the engine is closed.
+        """
+        return -int(self._lib.lohan_aio_remove_memories(self._engine))
 
     def submit(self, *, writes: bool, segments: list[tuple[int, int, int, int]]) -> Request:
         """Queue segments (descriptor, file offset, length, address); the memory must live until they are done.

@@ -299,6 +299,19 @@ class AioStorage(Storage):
                     self._note(f"buffers not registered with the kernel: {reason}")
                     return
 
+    def _unregister(self) -> None:
+        with self._lock:
+            self._check_open()
+            if not self._registered:
+                return
+            for transfer in self._in_flight:
+                transfer.settle()
+            error = self._engine.remove_memories()
+            if error:
+                self._note(f"buffers stay registered with the kernel: {os.strerror(error)}")
+                return
+            self._registered.clear()
+
     def _sync(self) -> None:
         with self._sync_lock:
             dirty = self._take_unsynced()

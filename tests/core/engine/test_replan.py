@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +12,7 @@ from tiny_runs import different, open_run
 
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.planner import Planner
+from lohan_core.memory import allocate_host
 from lohan_core.plan import BlockPlan, Plan, Tier
 from lohan_core.profile import Role
 from lohan_core.schedule.timeline import Span, Timeline
@@ -77,6 +80,25 @@ def test_an_engine_that_adopts_plans_computes_what_one_that_keeps_its_plan_does(
     other_losses, other_parameters = trained("changed", changes=True)
     assert other_losses == losses
     assert different(other_parameters, parameters) == []
+
+
+def test_the_memory_of_the_plan_before_is_given_back_before_the_next_is_built(tmp_path, models, monkeypatch):
+    """Registered buffers are pinned by the kernel and held by the storage: without more, until the run ends."""
+    arenas, alive = [], []
+
+    def allocate(size_bytes, *, pin):
+        alive.append(sum(arena() is not None for arena in arenas))
+        arena = allocate_host(size_bytes, pin=pin)
+        arenas.append(weakref.ref(arena))
+        return arena
+
+    monkeypatch.setattr("lohan_core.engine.buffers.allocate_host", allocate)
+    batch = make_batch(0)
+    with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER, storage={"backend": "aio"}) as engine:
+        for states in (Tier.SSD, Tier.HOST, Tier.SSD):
+            engine.step(batch, lr=1e-3)
+            engine.adopt(keeping_everything(engine.profile, states), engine.profile, engine.workload, {})
+    assert alive == [0] * 4
 
 
 def test_a_faster_plan_is_adopted_and_its_profile_with_it(tmp_path, models):

@@ -74,6 +74,7 @@ def test_published_figures_become_lanes(write):
     assert (machine.ssd_read_bytes_per_second, machine.ssd_write_bytes_per_second) == (12e9, 4e9)
     assert machine.ssd_mixed_bytes_per_second == 8e9, "by turns: half of the time each"
     assert machine.cpu_parameters_per_second == 56e9 / 28
+    assert machine.memory_bytes_per_second == 56e9, "which updates share with copies"
     assert machine.gpu_bytes == 23 * 2**30
     assert machine.host_bytes == 60 * 2**30
     assert machine.ssd_bytes == 2 * 10**12
@@ -104,6 +105,7 @@ def test_without_a_gpu_a_copy_is_one_within_main_memory(write):
     assert machine.gpu_flops_per_second == 1e12
     assert machine.h2d_bytes_per_second == machine.d2h_bytes_per_second == 28e9
     assert machine.gpu_bytes == machine.host_bytes == 60 * 2**30
+    assert machine.memory_bytes_per_second is None, "what copies take from updates, they take from the processor"
     with pytest.raises(ConfigError, match="host: must have flops_per_second where there is no gpu"):
         load_hardware(write(text))
 

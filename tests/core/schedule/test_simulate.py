@@ -165,6 +165,7 @@ def test_a_byte_too_few_is_infeasible_and_the_error_says_what_to_do(tier, proble
     message = str(raised.value)
     assert message.startswith("planner 'any': the plan needs ")
     assert f" on {tier}, 1 B more than the " in message
+    assert ("durability: none" in message) == (tier is Tier.SSD and problem.workload.versions == 2)
     remedy = {Tier.GPU: "run.micro_batch_size", Tier.HOST: "states on ssd", Tier.SSD: "storage.directories"}[tier]
     assert remedy in message
     assert "\n" not in message
@@ -176,7 +177,19 @@ def test_a_plan_of_another_model_is_refused(problem):
     with pytest.raises(
         PlanError, match=rf"^planner 'any': {len(blocks) + 1} blocks planned, the model has {len(blocks)}$"
     ):
-        check_plan(Plan(planner="any", blocks=(*blocks, blocks[0])), problem.profile)
+        check_plan(Plan(planner="any", blocks=(*blocks, blocks[0])), problem.profile, problem.workload)
     stranger = evolve(blocks[1], keep={**blocks[1].keep, 1000: Tier.GPU})
     with pytest.raises(PlanError, match=r"^planner 'any': block layers\.0 has no candidate 1000$"):
-        check_plan(Plan(planner="any", blocks=(blocks[0], stranger, *blocks[2:])), problem.profile)
+        check_plan(Plan(planner="any", blocks=(blocks[0], stranger, *blocks[2:])), problem.profile, problem.workload)
+
+
+@given(problem=problems())
+def test_a_plan_that_defers_where_that_may_not_be_is_refused(problem):
+    first, *others = problem.plan.blocks
+    plan = evolve(problem.plan, blocks=(evolve(first, deferred=True), *others))
+    if problem.workload.may_defer:
+        check_plan(plan, problem.profile, problem.workload)
+        return
+    message = rf"^planner 'any': block prelude: its update is deferred, which run\.update: {problem.workload.update} "
+    with pytest.raises(PlanError, match=message):
+        evaluate(plan, problem.profile, problem.workload, PLENTY)

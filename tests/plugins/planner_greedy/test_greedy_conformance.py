@@ -74,8 +74,6 @@ class TestCapuchinsActivationsWithGreedysStates(PlannerSuite):
     backend = MIXED
     deviations: ClassVar[dict[str, str]] = {
         "test_a_larger_budget_is_no_worse": "each decides without knowing what the other takes",
-        "test_what_its_plan_takes_is_enough": "capuchin puts states on the drives, whose buffers can take more than "
-        "states in host memory do",
     }
 
     @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
@@ -339,6 +340,26 @@ def test_a_search_that_is_cut_short_says_so():
     budget = Budget(gpu_bytes=2**31, host_bytes=2**30, ssd_bytes=2**40)
     with pytest.raises(PlanError, match=r"found no plan within 1e-09 s; raise planner\.time_limit$"):
         ilp(IlpConfig(time_limit=1e-9)).plan(profile, budget, workload)
+
+
+def test_all_questions_together_keep_to_the_time_limit(monkeypatch):
+    """Whether the first is answered, and a second follows, or not, and another is asked instead."""
+    now, limits = [0.0], []
+
+    def slow(program, *, gap, time_limit):
+        limits.append(time_limit)
+        now[0] += time_limit
+        return solve(program, gap=gap, time_limit=60.0)
+
+    monkeypatch.setattr("lohan_planner_ilp.planner.solve", slow)
+    monkeypatch.setattr("lohan_planner_ilp.planner.time", SimpleNamespace(monotonic=lambda: now[0]))
+    problem = PROBLEMS[0]
+    ilp(IlpConfig(time_limit=10.0)).plan(problem.profile, PLENTY, problem.workload)
+    assert limits == pytest.approx([8.0, 2.0])
+    limits.clear()
+    with pytest.raises(PlanError, match="on host"):
+        ilp(IlpConfig(time_limit=10.0)).plan(problem.profile, evolve(PLENTY, host_bytes=0), problem.workload)
+    assert limits == pytest.approx([8.0, 2.0])
 
 
 def test_of_equal_steps_the_one_with_least_work_is_taken():

@@ -1,5 +1,6 @@
 """What the suite leaves open: syncing, closing, the choice of engine, and what is said about it."""
 
+import errno
 import gc
 import os
 import weakref
@@ -85,6 +86,37 @@ def test_registered_buffers_are_kept_until_closing(open_aio, random_pages):
     assert gone() is None
 
 
+def test_buffers_are_let_go_when_they_are_no_longer_registered(open_aio, random_pages):
+    storage = open_aio()
+    storage.allocate("extent", 4 * PAGE)
+    buffer = random_pages(4)
+    gone = weakref.ref(buffer)
+    storage.register([buffer])
+    transfer = storage.write("extent", 0, buffer)
+    del buffer
+    storage.unregister()
+    assert transfer.done()
+    assert gone() is None
+    storage.unregister()
+    again = random_pages(4)
+    storage.register([again])
+    storage.read("extent", 0, again).wait()
+
+
+def test_buffers_that_the_kernel_does_not_let_go_are_kept_and_told_of(open_aio, random_pages, monkeypatch):
+    storage = open_aio()
+    if storage.engine != "io_uring":
+        pytest.skip("only io_uring registers")
+    monkeypatch.setattr(storage._engine, "remove_memories", lambda: errno.EBUSY)
+    buffer = random_pages(4)
+    gone = weakref.ref(buffer)
+    storage.register([buffer])
+    del buffer
+    storage.unregister()
+    assert gone() is not None
+    assert "buffers stay registered with the kernel: Device or resource busy" in storage.describe()
+
+
 def test_a_dropped_storage_waits_for_what_is_in_flight(tmp_path, random_pages):
     storage = open_storage(AioConfig(), namespace="run", default_directory=tmp_path)
     storage.allocate("extent", 2000 * PAGE)
@@ -120,6 +152,7 @@ def test_closed_means_closed(open_aio, random_pages):
         lambda: storage.allocate("other", PAGE),
         lambda: storage.free("extent"),
         lambda: storage.register([buffer]),
+        storage.unregister,
         storage.sync,
     ):
         with pytest.raises(ValueError, match="closed"):

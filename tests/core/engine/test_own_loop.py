@@ -1,0 +1,24 @@
+"""The example of a loop of one's own runs, and what it saved is durable at its end."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "own_loop" / "own_loop.py"
+
+
+def test_it_trains_and_has_nothing_to_do_the_second_time(tmp_path, models, capsys):
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    steps = []
+    for name in ("first", "second"):
+        main(models["llama"], tmp_path / "run")
+        steps.append([line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")])
+        (tmp_path / "run" / "model").rename(tmp_path / name)
+    assert steps == [["step 1", "step 2", "step 3", "step 4"], []]
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+        for name in ("first", "second")
+    )
+    assert first
+    assert first == second
