@@ -13,8 +13,8 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// n parameters, each array of `length` elements. Arrays must not overlap, but that weights may be the gradients' memory,
-// if both are of one type: each gradient is read before a weight is written there.
+// n parameters, each array of `length` elements. Arrays must not overlap, but that weights may be the gradients'
+// memory, if both are of one type: each gradient is read before a weight is written there.
 struct Slice {
   float *master;
   float *exp_avg;

@@ -29,8 +29,7 @@ void update(Updater &updater, std::uintptr_t master, std::uintptr_t exp_avg, std
 // For kernels elsewhere: the same single-precision scalars.
 py::dict coefficients(std::int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
                       double gradient_factor) {
-  const Coefficients c =
-      Coefficients::of(Hyperparameters{step, lr, beta1, beta2, eps, weight_decay, gradient_factor});
+  const Coefficients c = Coefficients::of(Hyperparameters{step, lr, beta1, beta2, eps, weight_decay, gradient_factor});
   return py::dict(py::arg("gradient_factor") = c.gradient_factor, py::arg("decay") = c.decay,
                   py::arg("lerp_weight") = c.lerp_weight, py::arg("beta2") = c.beta2,
                   py::arg("one_minus_beta2") = c.one_minus_beta2,

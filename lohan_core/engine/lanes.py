@@ -2,8 +2,10 @@
 
 [Note: two kinds of finished] A task of a host lane is finished when its action returns. A task of a GPU lane (``gpu``,
 ``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and *finished* when the event recorded behind
-it has passed. Between GPU lanes an event is waited for on the stream, so the host never waits; a host lane waits for
-the event itself. On a machine without a GPU every lane is a host lane.
+it has passed. Between GPU lanes an event is waited for on the stream, so that the host does not wait; a host lane waits
+for the event itself. So does a GPU lane where the task before gives memory back (``GIVES_MEMORY``): an action takes
+memory when it is issued, and a host that ran ahead through a whole forward would take it for all layers at once. On a
+machine without a GPU every lane is a host lane.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Self
 import torch
 from attrs import define, field
 
-from lohan_core.schedule.task import Lane, Op, Schedule, Task
+from lohan_core.schedule.task import GIVES_MEMORY, Lane, Op, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
 __all__ = ["Action", "Lanes"]
@@ -149,7 +151,8 @@ class Lanes:
     def _run_task(self, run: _Run, task: Task) -> None:
         stream = self._streams.get(task.lane)
         for index in task.after:
-            self._wait_for(run, run.progress[index], stream)
+            gives_memory = (run.schedule.tasks[index].op, task.op) in GIVES_MEMORY
+            self._wait_for(run, run.progress[index], None if gives_memory else stream)
         progress = run.progress[task.index]
         if stream is None:
             progress.begun = time.perf_counter()

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from lohan_core.plan import Tier
 
-__all__ = ["Lane", "Op", "Pool", "Schedule", "Slot", "Task"]
+__all__ = ["GIVES_MEMORY", "Lane", "Op", "Pool", "Schedule", "Slot", "Task"]
 
 
 class Lane(StrEnum):
@@ -84,6 +84,12 @@ LANE_OF: Mapping[Op, Lane] = {
     Op.UPDATE_ON_GPU: Lane.GPU,
     Op.WRITE_STATES: Lane.SSD_WRITE,
 }
+
+
+GIVES_MEMORY = frozenset({(Op.OFFLOAD, Op.FORWARD), (Op.BACKWARD, Op.UPLOAD)})
+"""Pairs of which the second comes after the first for its memory alone: GPU memory that no pool holds, such as outputs on
+their way out. Of that the plan has counted two sets; whoever allocates when a task is issued must wait for the first to
+be finished before that."""
 
 
 @frozen(order=True)

@@ -82,12 +82,17 @@ class BlockCounts:
 
 @define(slots=False)
 class Family:
-    """All plans over ``items`` for one model and workload, with the states of ``gpu_states`` layers on the GPU."""
+    """All plans over ``items`` for one model and workload, with the states of ``gpu_states`` layers on the GPU.
+
+    ``edges_last``: whether prelude and postlude come after all layers in the order of blocks, the larger one last:
+    for where it does not fit into host memory.
+    """
 
     profile: Profile
     workload: Workload
     items: Sequence[Item]
     gpu_states: int = 0
+    edges_last: bool = False
 
     @cached_property
     def block_order(self) -> list[int]:
@@ -99,7 +104,13 @@ class Family:
         forward, backward = weight_loads(self.profile, self.workload.layer_slots)
         return sorted(
             range(len(self.profile.blocks)),
-            key=lambda index: (-forward[index] - backward[index], index * GOLDEN % 1.0),
+            key=lambda index: (
+                self.profile.blocks[index].elements
+                if self.edges_last and self.profile.blocks[index].role is not Role.LAYER
+                else 0,
+                -forward[index] - backward[index],
+                index * GOLDEN % 1.0,
+            ),
         )
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from attrs import evolve, frozen
@@ -80,36 +80,39 @@ class FamilyPlanner(Planner):
         return family.block_counts(all_states=self._strategy.all_states, balances=self._strategy.balances)
 
     def _families(self, family: Family, budget: Budget) -> Sequence[Family]:
-        """Return the family with so many layers' states on the GPU that its best plan's step is shortest.
+        """Return the family whose best plan has the shortest step: with so many layers' states on the GPU, in an order.
 
-        Of equals it is the one with fewest. If plans are simulated in the end, there are beside it the ones with half
-        as many, with none, and with the most whose step is hardly longer: what lives on the GPU waits for nobody, which
-        the lane model does not see.
+        Of equals it is the one with fewest there. If plans are simulated in the end, there are beside it the ones with
+        half as many, with none, and with the most whose step is hardly longer: what lives on the GPU waits for nobody,
+        which the lane model does not see.
         """
         strategy = self._strategy
-        if not strategy.gpu_states or family.profile.machine.gpu_parameters_per_second is None:
+        if strategy.all_states is not None:
             return [family]
-        shortest = self._shortest_by_gpu_states(family, budget)
-        if not shortest:
+        found = list(self._shortest_steps(family, budget))
+        if not found:
             return [family]
-        least = min(shortest.values())
-        best = min(count for count, seconds in shortest.items() if seconds <= least / SHORTER)
-        most = max(count for count, seconds in shortest.items() if seconds <= least * HARDLY_LONGER)
-        counts = {best} if strategy.finalists == 1 else {best, best // 2, 0, most}
-        return [evolve(family, gpu_states=count) for count in sorted(counts)]
+        least = min(seconds for _, seconds in found)
+        best = next(candidate for candidate, seconds in found if seconds <= least / SHORTER)
+        if strategy.finalists == 1:
+            return [best]
+        *_, most = (candidate for candidate, seconds in found if seconds <= least * HARDLY_LONGER)
+        fewer = [evolve(best, gpu_states=count) for count in (0, best.gpu_states // 2)]
+        return list({(a.gpu_states, a.edges_last): a for a in (*fewer, best, most)}.values())
 
-    def _shortest_by_gpu_states(self, family: Family, budget: Budget) -> dict[int, float]:
-        """Predict the best plan's step for each number of layers whose states may live on the GPU."""
+    def _shortest_steps(self, family: Family, budget: Budget) -> Iterator[tuple[Family, float]]:
+        """Predict the best step with so many layers' states on the GPU, and for each order of blocks."""
+        strategy = self._strategy
         layers = sum(block.role is Role.LAYER for block in family.profile.blocks)
-        shortest = {}
-        for count in (0, *(count for count in GPU_STATES if count < layers), layers):
-            candidate = evolve(family, gpu_states=count)
-            if candidate.fixed_gpu_bytes > budget.gpu_bytes:
-                break
-            curve = self._curve(candidate, self._strategy.tiers, self._counts(candidate), budget)
-            if curve:
-                shortest[count] = first_shortest(curve).seconds
-        return shortest
+        may = strategy.gpu_states and family.profile.machine.gpu_parameters_per_second is not None
+        for count in (0, *(count for count in GPU_STATES if count < layers), layers) if may else (0,):
+            for edges_last in (False, True):
+                candidate = evolve(family, gpu_states=count, edges_last=edges_last)
+                if candidate.fixed_gpu_bytes > budget.gpu_bytes:
+                    return
+                curve = self._curve(candidate, strategy.tiers, self._counts(candidate), budget)
+                if curve:
+                    yield candidate, first_shortest(curve).seconds
 
     def _choices(self, family: Family, counts: BlockCounts, budget: Budget) -> Sequence[Choice]:
         """Return the search's best, or what is worth a simulation; nothing if nothing fits.

@@ -3,11 +3,12 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lohan_core.engine.lanes import Lanes
+from lohan_core.engine.lanes import GPU_LANES, Lanes, _Progress, _Run
 from lohan_core.schedule.task import LANE_OF, Lane, Op, Schedule, Task
 
 CPU = torch.device("cpu")
@@ -140,3 +141,48 @@ def test_closing_ends_the_threads_and_may_be_done_twice():
     lanes.close()
     lanes.close()
     assert threading.active_count() == before
+
+
+class Event:
+    """A CUDA event's stand-in: tells who waited for it, and where."""
+
+    def __init__(self, waits):
+        self._waits = waits
+
+    def synchronize(self):
+        self._waits.append("host")
+
+
+class Stream:
+    def __init__(self, waits):
+        self._waits = waits
+
+    def wait_event(self, event):
+        assert isinstance(event, Event)
+        self._waits.append("stream")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "where"),
+    [
+        (Op.OFFLOAD, Op.FORWARD, "host"),
+        (Op.BACKWARD, Op.UPLOAD, "host"),
+        (Op.FORWARD, Op.OFFLOAD, "stream"),
+        (Op.UPLOAD, Op.BACKWARD, "stream"),
+        (Op.UPLOAD_WEIGHTS, Op.FORWARD, "stream"),
+        (Op.BACKWARD, Op.UPLOAD_WEIGHTS, "stream"),
+    ],
+)
+def test_the_host_waits_for_a_gpu_task_only_where_memory_comes_back(monkeypatch, first, second, where):
+    schedule = Schedule(tasks=(Task(index=0, op=first), Task(index=1, op=second, after=(0,))), pools={})
+    waits = []
+    progress = [_Progress() for _ in schedule.tasks]
+    progress[0].end_event = Event(waits)
+    progress[0].issued.set()
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: SimpleNamespace(record=lambda _: None))
+    with Lanes(CPU) as lanes:
+        monkeypatch.setattr(lanes, "_streams", dict.fromkeys(GPU_LANES, Stream(waits)))
+        run = _Run(schedule, all_ops(lambda _: None), 0.0, progress)
+        lanes._run_task(run, schedule.tasks[1])
+        monkeypatch.undo()
+    assert waits == [where]

@@ -223,6 +223,21 @@ def test_gradients_take_the_weights_place_when_nobody_needs_those_any_more(probl
 
 
 @given(problem=problems())
+def test_memory_of_two_sets_is_enough_for_what_is_on_its_way(problem):
+    """A third begins to leave when the first has left, and to come back when the first is used up."""
+    schedule = build(problem)
+    forward = {(t.block, t.micro_batch): t for t in tasks_of(schedule, Op.FORWARD)}
+    order = [forward[t.block, t.micro_batch] for t in tasks_of(schedule, Op.OFFLOAD)]
+    for offload, later in zip(tasks_of(schedule, Op.OFFLOAD), order[2:], strict=False):
+        assert offload.index in later.after
+    backward = tasks_of(schedule, Op.BACKWARD)
+    place = {(t.block, t.micro_batch): number for number, t in enumerate(backward)}
+    for upload in tasks_of(schedule, Op.UPLOAD):
+        number = place[upload.block, upload.micro_batch]
+        assert number < 2 or backward[number - 2].index in upload.after
+
+
+@given(problem=problems())
 def test_only_deferred_updates_are_missing_in_the_first_step_and_left_for_the_last(problem):
     deferred = {key for key in chunks_by_key(problem) if problem.plan.blocks[key[0]].deferred}
     updated = {kind: by_chunk(build(problem, kind), Op.UPDATE).keys() for kind in ("step", "first step", "updates")}

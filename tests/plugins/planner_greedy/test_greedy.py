@@ -85,6 +85,7 @@ def test_the_families_arithmetic_is_the_graders(data):
     family = family_of(problem)
     if problem.profile.machine.gpu_parameters_per_second is not None:
         family = evolve(family, gpu_states=data.draw(st.integers(0, len(problem.profile.blocks) - 2)))
+    family = evolve(family, edges_last=data.draw(st.booleans()))
     choice = data.draw(choices(family))
     counts = family.block_counts(all_states=None, balances=data.draw(st.booleans()))
     row = data.draw(st.integers(0, len(counts.states) - 1))
@@ -156,6 +157,17 @@ def test_of_simulated_plans_a_larger_budget_costs_little(problem, budget, tier, 
         for a_plan in (plan, planner.plan(problem.profile, larger, problem.workload))
     )
     assert after <= before * 1.05
+
+
+def test_an_embedding_that_does_not_fit_leaves_host_memory_to_the_layers():
+    problem = without_updates_on_the_gpu(PROBLEMS[4])
+    prelude, *others = problem.profile.blocks
+    large = evolve(prelude, elements=100 * others[0].elements)
+    profile = evolve(problem.profile, blocks=(large, *others))
+    budget = evolve(PLENTY, host_bytes=large.elements * 14)
+    plan = greedy(GreedyConfig()).plan(profile, budget, problem.workload)
+    assert plan.blocks[0].states is Tier.SSD
+    assert {block.states for block in plan.blocks[1:]} == {Tier.HOST}
 
 
 @pytest.mark.parametrize("clips", [False, True])
