@@ -47,6 +47,7 @@ class Operators(OperatorCounter):
     candidates: dict[int, Candidate] = field(factory=dict)
     flops: float = 0.0
     output_bytes: int = 0
+    _ran: int = 0
     _stopwatch: Stopwatch = field(init=False)
     _estimates: list[float] = field(factory=list)
     _storages: dict[int, int] = field(factory=dict)
@@ -79,6 +80,7 @@ class Operators(OperatorCounter):
             seconds = self.estimate(flops, moved_bytes(func, args, kwargs, outputs))
             self._estimates.append(seconds)
         self.flops += flops
+        self._ran += 1
         for storage in mutated_storages(func, args, kwargs):
             self.candidates.pop(self._storages.pop(storage, -1), None)
         if self.notes_candidates and is_keepable(func, args, kwargs, outputs):
@@ -93,7 +95,7 @@ class Operators(OperatorCounter):
         self.output_bytes += size
         if occurrence[0] == ATTENTION:
             size += _room_for_other_kernels(kept)
-        index = len(self.times) - 1
+        index = self._ran - 1
         operator, before = occurrence
         self.candidates[index] = Candidate(
             index=index, operator=operator, occurrence=before, bytes=size, flops=flops, seconds=seconds

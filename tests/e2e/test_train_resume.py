@@ -189,7 +189,7 @@ def test_a_run_that_cannot_be_saved_ends_with_its_model(make_run, undisturbed):
     run = make_run(**UNSAVED)
     ended = run.train()
     assert ended.code == 0, ended
-    assert "states in host memory are not saved" in ended.out
+    assert "states in memory are not saved" in ended.out
     _, model = run.outcome()
     assert model == undisturbed(**IN_HOST_MEMORY)[1]
     before = run.files()
