@@ -139,9 +139,8 @@ class _Run:
         step = simulate(engine.schedule, engine.profile.machine).seconds
         self._checkpoint_every = every or steps_between_saves(seconds, step)
         if seconds:
-            self._progress.say(
-                f"saving: every {self._checkpoint_every} steps, about {seconds:.3g} s each (run.checkpoint_every)"
-            )
+            when = "every step" if self._checkpoint_every == 1 else f"every {self._checkpoint_every} steps"
+            self._progress.say(f"saving: {when}, which then takes about {seconds:.2g} s more (run.checkpoint_every)")
 
     def to_the_end(self, stop: StopRequest) -> bool:
         """Train until the last step or a stop; what is done by then is durable either way."""
