@@ -67,7 +67,8 @@ class Machinery:
         """Say which plan it is, and what it takes on each tier."""
         taken = ", ".join(f"{format_bytes(self.schedule.bytes_on(tier))} on {tier}" for tier in Tier)
         unsaved = "" if self.workload.host_extents else "; states in memory are not saved: no space on the drives"
-        return f"plan: {self.plan.planner}; {taken}{unsaved}"
+        note = f" ({self.plan.note})" if self.plan.note else ""
+        return f"plan: {self.plan.planner}{note}; {taken}{unsaved}"
 
 
 def _updates(schedule: Schedule) -> int:
