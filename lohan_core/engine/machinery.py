@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from attrs import define
 
 from lohan_core.engine.activations import Activations
@@ -18,7 +19,8 @@ from lohan_core.engine.states import States
 from lohan_core.engine.step import StepData
 from lohan_core.engine.updates import Updates
 from lohan_core.engine.weights import Weights
-from lohan_core.interfaces.optimizer import OptimizerConfig
+from lohan_core.errors import PlanError
+from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_schedule, build_updates
@@ -69,6 +71,16 @@ class Machinery:
         unsaved = "" if self.workload.host_extents else "; states in memory are not saved: no space on the drives"
         note = f" ({self.plan.note})" if self.plan.note else ""
         return f"plan: {self.plan.planner}{note}; {taken}{unsaved}"
+
+
+def _gpu_optimizer(parts: Parts, device: torch.device) -> Optimizer:
+    there = parts.optimizer.on_device(device)
+    if there is None:
+        raise PlanError(
+            f"optimizer.backend: {parts.optimizer.describe()} has no update for {device} here, and the plan has states "
+            "there; put planner.states on host, or plan by what there is now with profiler.cache: false"
+        )
+    return there
 
 
 def _updates(schedule: Schedule) -> int:
@@ -122,7 +134,7 @@ def build_machinery(
         gradients=gradients,
         buffers=buffers,
         optimizer=parts.optimizer,
-        gpu_optimizer=parts.optimizer.on_device(device) if states.on_gpu else None,
+        gpu_optimizer=_gpu_optimizer(parts, device) if states.on_gpu else None,
         storage=parts.storage,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

@@ -10,7 +10,7 @@ from tiny_runs import different, open_run, plain_step
 from torch import nn
 
 from lohan_core.engine.updates import NonFiniteGradientError
-from lohan_core.errors import StoreError
+from lohan_core.errors import PlanError, StoreError
 from lohan_core.interfaces.optimizer import Hyperparameters
 from lohan_core.reference.torch_adamw import AdamWConfig, TorchAdamW
 
@@ -319,3 +319,16 @@ def test_a_step_that_diverges_leaves_the_last_durable_one(tmp_path, models, stat
     with open_run(tmp_path / "run", models["gpt2"], batch, **sections) as engine:
         assert not different(exported(engine, tmp_path / "found"), expected)
         assert engine.step(batch, lr=LR).step == 2
+
+
+def test_states_on_the_gpu_without_an_update_there_are_refused(tmp_path, models, monkeypatch):
+    """As where a profile was kept from a time when there was one."""
+    monkeypatch.setattr(TorchAdamW, "on_device", lambda *_: None)
+    with pytest.raises(PlanError, match=r"has no update for cpu here.*planner\.states on host"):
+        open_run(
+            tmp_path,
+            models["llama"],
+            make_batch(1),
+            optimizer={"backend": "torch_adamw"},
+            planner={"backend": "keep_nothing", "states": "gpu"},
+        )
