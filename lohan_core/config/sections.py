@@ -133,9 +133,9 @@ class RunConfig:
         durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;
             `none`: a crash loses the run. Where the drives have too little space to save the states that are in host
             memory, `none` goes without: such a run cannot be resumed after a stop either, and says so at its start.
-        checkpoint_every: Steps between durable states. `null`: every step where all states live on the drives, which
-            costs nothing; otherwise as many as keep saving below a twentieth of the time, as predicted. A step whose
-            updates are deferred becomes durable in the course of the next.
+        checkpoint_every: Steps between durable states. `null`: every step where that costs nothing, because all states
+            live on the drives and all updates or none are deferred; otherwise as many as keep saving below a twentieth
+            of the time, as predicted. A step whose updates are deferred becomes durable in the course of the next.
         checksums: Whether everything that is read back from storage is verified.
     """
 

@@ -225,6 +225,8 @@ class Engine:
         Where a plan defers some updates and not others, no moment of a step finds another one whole: then it is saved
         at once.
         """
+        if not self.can_save:
+            return
         if self._deferred is None or not self._machinery.defers_all:
             self.save(progress)
         else:

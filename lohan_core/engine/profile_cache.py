@@ -28,8 +28,8 @@ VERSION = 4
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 
-PACKAGES = ("transformers", "flash-attn", "liger-kernel")
-"""What decides, beside torch, which operators run."""
+PACKAGES = ("transformers", "flash-attn", "liger-kernel", "triton")
+"""What decides, beside torch, which operators and updates run."""
 
 
 def _version(package: str) -> str | None:

@@ -163,7 +163,7 @@ class MeasuredProfiler(Profiler):
         key = cache.key(subject, seconds=self._config.seconds)
         known = cache.get(key)
         if known is not None:
-            return with_free_memory(known, subject)
+            return _without_missing_updates(with_free_memory(known, subject), subject)
         profile = measure(subject, seconds=self._config.seconds)
         cache.put(key, profile)
         return profile

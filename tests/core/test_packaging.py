@@ -84,7 +84,7 @@ def test_dependencies_go_one_way(package):
 
 def test_what_is_imported_is_declared():
     declared = {Requirement(text).name.replace("-", "_").lower() for text in PROJECT["project"]["dependencies"]}
-    optional = {"highspy", "liger_kernel", "matplotlib", "pytest", "tensorboard"}
+    optional = {"highspy", "liger_kernel", "matplotlib", "pytest", "tensorboard", "triton"}
     names = {"yaml": "pyyaml", "_cffi_backend": "cffi"}
     own = {path.name for path in PACKAGES}
     for package in PACKAGES:

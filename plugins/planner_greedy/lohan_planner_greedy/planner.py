@@ -22,9 +22,12 @@ from lohan_planner_greedy.search import SHORTER, Graded, Search, finalists, firs
 
 __all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
 
-GPU_STATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+GPU_STATES = (*range(1, 33), 36, 40, 45, 50, 56, 63, 70, 78, 87, 97, 109, 122)
 """Numbers of layers whose states are tried on the GPU, beside none and all: the same for every budget, so that more
 memory never leaves fewer of them."""
+
+GLANCES = 32
+"""How many lengths of the list a number of such layers is judged by, where plans are simulated in the end."""
 
 HARDLY_LONGER = 1.05
 
@@ -63,12 +66,14 @@ class FamilyPlanner(Planner):
         """Decide, or raise PlanError if no plan of the family fits."""
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
+        best, *others = self._families(family, budget)
+        choices = [(best, choice) for choice in self._choices(best, budget, strategy.finalists)]
+        choices += [(other, choice) for other in others for choice in self._choices(other, budget, 1)]
         plans = [
             require_feasible(
                 a_family.plan(strategy.name, choice, _describe(a_family, choice)), profile, workload, budget
             )
-            for a_family in self._families(family, budget)
-            for choice in self._choices(a_family, self._counts(a_family), budget)
+            for a_family, choice in choices
         ]
         if not plans:
             raise self._infeasible(family, self._counts(family), budget)
@@ -82,8 +87,8 @@ class FamilyPlanner(Planner):
     def _families(self, family: Family, budget: Budget) -> Sequence[Family]:
         """Return the family whose best plan has the shortest step: with so many layers' states on the GPU, in an order.
 
-        Of equals it is the one with fewest there. If plans are simulated in the end, there are beside it the ones with
-        half as many, with none, and with the most whose step is hardly longer: what lives on the GPU waits for nobody,
+        Of equals it is the one with fewest there. If plans are simulated in the end, there are behind it the ones with
+        none, with half as many, and with the most whose step is hardly longer: what lives on the GPU waits for nobody,
         which the lane model does not see.
         """
         strategy = self._strategy
@@ -98,7 +103,7 @@ class FamilyPlanner(Planner):
             return [best]
         *_, most = (candidate for candidate, seconds in found if seconds <= least * HARDLY_LONGER)
         fewer = [evolve(best, gpu_states=count) for count in (0, best.gpu_states // 2)]
-        return list({(a.gpu_states, a.edges_last): a for a in (*fewer, best, most)}.values())
+        return list({(a.gpu_states, a.edges_last): a for a in (best, *fewer, most)}.values())
 
     def _shortest_steps(self, family: Family, budget: Budget) -> Iterator[tuple[Family, float]]:
         """Predict the best step with so many layers' states on the GPU, and for each order of blocks."""
@@ -110,23 +115,28 @@ class FamilyPlanner(Planner):
                 candidate = evolve(family, gpu_states=count, edges_last=edges_last)
                 if candidate.fixed_gpu_bytes > budget.gpu_bytes:
                     return
-                curve = self._curve(candidate, strategy.tiers, self._counts(candidate), budget)
+                lengths = strategy.lengths(candidate)
+                if strategy.finalists > 1:
+                    lengths = lengths[:: -(-len(lengths) // GLANCES)]
+                counts = self._counts(candidate)
+                search = Search(lengths=lengths, tiers=strategy.tiers)
+                curve = search.curve(candidate, counts, strategy.objective(candidate, counts, budget), budget)
                 if curve:
                     yield candidate, first_shortest(curve).seconds
 
-    def _choices(self, family: Family, counts: BlockCounts, budget: Budget) -> Sequence[Choice]:
-        """Return the search's best, or what is worth a simulation; nothing if nothing fits.
+    def _choices(self, family: Family, budget: Budget, count: int) -> Sequence[Choice]:
+        """Return the search's best if ``count`` is 1, or what is worth a simulation; nothing if nothing fits.
 
         The lane model does not see that what waits on the drives arrives behind what updates read, nor that forward
         looks only a few layers ahead for the work that deferred updates give it. So the best plans that do without
         either are looked at too, and the best that defers half as many.
         """
-        strategy = self._strategy
+        strategy, counts = self._strategy, self._counts(family)
         curve = self._curve(family, strategy.tiers, counts, budget)
         if not curve:
             return []
         best = first_shortest(curve).choice
-        if strategy.finalists == 1:
+        if count == 1:
             return [best]
         chosen = [best]
         soon = counts.deferring_at_most(counts.must_defer)
@@ -135,7 +145,7 @@ class FamilyPlanner(Planner):
             chosen.append(first_shortest(self._curve(family, strategy.tiers, fewer, budget)).choice)
             curve = self._curve(family, strategy.tiers, soon, budget)
         without_drives = self._curve(family, strategy.tiers - {Tier.SSD}, soon, budget)
-        return list(dict.fromkeys([*chosen, *finalists([curve, without_drives], strategy.finalists)]))
+        return list(dict.fromkeys([*chosen, *finalists([curve, without_drives], count)]))
 
     def _curve(self, family: Family, tiers: frozenset[Tier], counts: BlockCounts, budget: Budget) -> Sequence[Graded]:
         strategy = self._strategy

@@ -107,3 +107,18 @@ def test_a_run_that_was_saved_goes_on_being_saved(tmp_path, models):
         open_run(tmp_path, models["llama"], batch, **HOST_ONLY)
     with open_run(tmp_path, models["llama"], batch, **saved) as engine:
         assert engine.finished_step == 1
+
+
+def test_what_cannot_be_saved_is_no_reason_to_finish_updates(tmp_path, models):
+    """With some updates deferred and others not, a step would have to do those on their own to be saved."""
+    batches = [make_batch(seed) for seed in range(2)]
+    sections = {**BASE, "optimizer": {**BASE["optimizer"], "max_grad_norm": None}, "planner": PLANNERS["both"]}
+    with open_run(tmp_path / "saved", models["gpt2"], batches[0], **sections) as engine:
+        ssd_bytes = max(4096, least_ssd_bytes(engine))
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **sections, memory={"ssd": ssd_bytes}) as engine:
+        assert not engine.can_save
+        assert {decisions.deferred for decisions in engine.plan.blocks} == {False, True}
+        engine.step(batches[0], lr=LR)
+        engine.save_soon({})
+        assert engine._deferred is not None
+        engine.step(batches[1], lr=LR)
