@@ -32,7 +32,7 @@ def test_states_in_memory_are_written_unless_there_is_no_room_for_them(problem):
     fields = sum(vector.value_bytes / vector.elements_per_value for vector in profile.states)
     least = sum(block.elements for block in profile.blocks) * (fields + profile.weight_bytes)
     stored = evolve(problem.workload, host_extents=True)
-    assert saving_seconds(plan, profile, stored) * 1e3 >= least
+    assert saving_seconds(plan, profile, stored) * 1e3 >= least * (1 - 1e-12)
     assert saving_seconds(plan, profile, evolve(stored, host_extents=False)) == 0.0
 
 
