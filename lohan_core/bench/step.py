@@ -42,6 +42,7 @@ from lohan_core.errors import ConfigError, StorageError
 from lohan_core.memory import pinned_bytes
 from lohan_core.reference.torch_adamw import AdamWConfig
 from lohan_core.registry import Registry, load_registry
+from lohan_core.report.run_file import StepRecorder
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,7 @@ class StepBenchOptions:
         device: as in a run's config.
         plain: whether to measure plain PyTorch too, where the device has memory for the whole training state.
         drives_seconds: for how long the drives are measured alone, after the steps of a row that uses them.
+        timelines: a directory for a step's record of each row, in a directory of its own that ``lohan trace`` draws.
         settings: sections of a run's config that add to the workload's, or replace them.
     """
 
@@ -97,6 +99,7 @@ class StepBenchOptions:
     device: str = "auto"
     plain: bool = True
     drives_seconds: float = field(default=4.0, validator=gt(0.0))
+    timelines: Path | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(factory=dict)
 
 
@@ -204,7 +207,17 @@ class _Bench:
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))
                 plain.step(number)
             row = self._summarise(engine, ours, plain, memory, start_host_bytes)
+            self._write_timeline(engine, ours[self.options.warm_up :])
         return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
+
+    def _write_timeline(self, engine: Engine, counted: Sequence[StepResult]) -> None:
+        """Write the step of median length, if that is wanted. Raises StorageError."""
+        if self.options.timelines is None:
+            return
+        rows = engine.workload.micro_batches * engine.profile.micro_batch_size
+        middle = sorted(counted, key=lambda result: result.seconds)[len(counted) // 2]
+        recorder = StepRecorder(self.options.timelines / f"{self.workload.name}-{rows}", engine.profile.machine)
+        recorder.add(middle.step, middle.timeline)
 
     def _open_plain(self, engine: Engine, config: Config, free_bytes: int) -> PlainContender:
         """Start plain PyTorch if ``free_bytes``, of the device before the engine was opened, are enough for both."""

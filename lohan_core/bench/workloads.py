@@ -113,7 +113,8 @@ _MEMORY = {"gpu": "24GiB", "host": "120GiB"}
 # Space on the drives would be for nothing but saving states there: that would take longer than all steps. Without it
 # they live in host memory, and on the GPU where the planner finds that faster.
 _IN_HOST_MEMORY: Settings = {"memory": {**_MEMORY, "ssd": "1GiB"}}
-_CHUNKED = {"loss": "chunked"}
+# Logits of a whole micro-batch would take gigabytes of the GPU that states and activations have a use for.
+_CHUNKED: Settings = {"model": {"loss": "chunked"}}
 
 WORKLOADS: Mapping[str, StepWorkload] = {
     workload.name: workload
@@ -146,7 +147,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=16,
             batch_sizes=(8, 32, 128),
-            settings=_IN_HOST_MEMORY,
+            settings={**_CHUNKED, **_IN_HOST_MEMORY},
         ),
         StepWorkload(
             name="ssd-2b",
@@ -156,7 +157,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=16,
             batch_sizes=(8, 32),
-            settings={"memory": {**_MEMORY, "host": "16GiB"}, "planner": {"states": "ssd"}},
+            settings={**_CHUNKED, "memory": {**_MEMORY, "host": "16GiB"}, "planner": {"states": "ssd"}},
         ),
         StepWorkload(
             name="host-4b",
@@ -166,7 +167,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=16,
             batch_sizes=(16, 64),
-            settings=_IN_HOST_MEMORY,
+            settings={**_CHUNKED, **_IN_HOST_MEMORY},
         ),
         StepWorkload(
             name="tier-8b",
@@ -176,7 +177,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=8,
             batch_sizes=(16, 64),
-            settings={"model": _CHUNKED, "memory": {**_MEMORY, "ssd": "60GB"}},
+            settings={**_CHUNKED, "memory": {**_MEMORY, "ssd": "60GB"}},
         ),
         StepWorkload(
             name="tier-12b",
@@ -186,7 +187,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=8,
             batch_sizes=(32,),
-            settings={"model": _CHUNKED, "memory": {**_MEMORY, "ssd": "60GB"}},
+            settings={**_CHUNKED, "memory": {**_MEMORY, "ssd": "60GB"}},
         ),
         StepWorkload(
             name="long-8b",
@@ -196,7 +197,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=32768,
             micro_batch_size=1,
             batch_sizes=(1,),
-            settings={"model": _CHUNKED, **_IN_HOST_MEMORY},
+            settings={**_CHUNKED, **_IN_HOST_MEMORY},
         ),
     )
 }

@@ -80,6 +80,10 @@ def step(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     plain: Annotated[bool, typer.Option(help="Whether to measure plain PyTorch too, where it fits.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the run's config.")] = None,
+    timelines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Write a step of each batch here, to be drawn by lohan trace."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a named workload's training step, beside the same model trained by plain PyTorch with all it needs."""
@@ -97,6 +101,7 @@ def step(
         "warm_up": warm_up,
         "device": device,
         "plain": plain,
+        "timelines": str(timelines) if timelines else None,
     }
     result = run(attrs.evolve(_options(StepBenchOptions, chosen), settings=settings.values))
     print(_json(result) if as_json else render(result))

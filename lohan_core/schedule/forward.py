@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lohan_core.plan import Tier
 from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op
@@ -19,6 +20,7 @@ def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
     postlude are on their way by then.
     """
     offloads: list[int] = []
+    _emit_updates_on_gpu(state)
     _emit_prelude(state)
     for index in state.layers:
         for ahead in range(index, index + state.builder.rings["weights"].pool.slots):
@@ -33,6 +35,16 @@ def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
             unload_weights(state, index, state.made[index, state.micro_batches[-1]])
     if scores_only:
         _emit_scores(state)
+
+
+def _emit_updates_on_gpu(state: StepState) -> None:
+    """Emit the deferred updates of layers whose states are on the GPU: it has nothing else to do at first.
+
+    The prelude's weights come from an update on the CPU, or from the drives.
+    """
+    for index in state.layers:
+        if index in state.pending and state.decisions(index).states is Tier.GPU:
+            load_weights(state, index)
 
 
 def _emit_prelude(state: StepState) -> None:
