@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,17 +77,17 @@ class Activations:
                 raise ValueError(f"block {task.block}: its input is larger than the plan's; use batches of one shape")
         saved.packed = Packed(host, ssd)
 
-    def spill(self, task: Task) -> None:
-        """ssd_write: the drives' part, from its host slot."""
+    def spill(self, task: Task) -> Callable[[], None]:
+        """ssd_write: start the drives' part on its way from its host slot; returns what waits for it."""
         size = self._packings[task.block].ssd_bytes
         offset = task.micro_batch * size
-        self._storage.write(extent_for_activations(task.block), offset, self._spill_slot(task)[:size]).wait()
+        return self._storage.write(extent_for_activations(task.block), offset, self._spill_slot(task)[:size]).wait
 
-    def unspill(self, task: Task) -> None:
+    def unspill(self, task: Task) -> Callable[[], None]:
         """ssd_read: the drives' part, back into a host slot."""
         size = self._packings[task.block].ssd_bytes
         offset = task.micro_batch * size
-        self._storage.read(extent_for_activations(task.block), offset, self._spill_slot(task)[:size]).wait()
+        return self._storage.read(extent_for_activations(task.block), offset, self._spill_slot(task)[:size]).wait
 
     def upload(self, task: Task) -> None:
         """h2d: all of it back onto the GPU, one copy for each region."""

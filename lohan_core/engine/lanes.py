@@ -1,11 +1,16 @@
 """``execute``: a schedule carried out for real, one worker thread per lane.
 
-[Note: two kinds of finished] A task of a host lane is finished when its action returns. A task of a GPU lane (``gpu``,
-``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and *finished* when the event recorded behind
-it has passed. Between GPU lanes an event is waited for on the stream, so that the host does not wait; a host lane waits
-for the event itself. So does a GPU lane where the task before gives memory back (``GIVES_MEMORY``): an action takes
-memory when it is issued, and a host that ran ahead through a whole forward would take it for all layers at once. On a
-machine without a GPU every lane is a host lane.
+[Note: two kinds of finished] A task of a host lane is finished when its action returns, or when what that returned
+does. A task of a GPU lane (``gpu``, ``h2d``, ``d2h``, each a CUDA stream) is *issued* when its action returns and
+*finished* when the event recorded behind it has passed. Between GPU lanes an event is waited for on the stream, so that
+the host does not wait; a host lane waits for the event itself. So does a GPU lane where the task before gives memory
+back (``GIVES_MEMORY``): an action takes memory when it is issued, and a host that ran ahead through a whole forward
+would take it for all layers at once. On a machine without a GPU every lane is a host lane.
+
+[Note: two transfers in flight] An action of a drives' lane only starts its transfer, and a thread of its own waits for
+the end: the lane begins with the next task meanwhile, if that has nothing else to wait for. Else the drives would have
+nothing to do between the end of one transfer and the start of the next. They are finished in the lane's order, and a
+timeline shows the next from where the one before ended.
 """
 
 from __future__ import annotations
@@ -24,9 +29,12 @@ from lohan_core.schedule.timeline import Span, Timeline
 
 __all__ = ["Action", "Lanes"]
 
-Action = Callable[[Task], None]
+Action = Callable[[Task], Callable[[], None] | None]
+"""Carries a task out. Where it only starts it, it returns what waits for the end, and raises if it failed."""
 
 GPU_LANES = (Lane.GPU, Lane.H2D, Lane.D2H)
+DRIVES_LANES = (Lane.SSD_READ, Lane.SSD_WRITE)
+TRANSFERS_IN_FLIGHT = 2
 
 
 class _AbandonedError(Exception):
@@ -64,6 +72,58 @@ class _Run:
             progress.issued.set()
 
 
+class _Finisher:
+    """Waits for the transfers of one lane, in their order, on a thread of its own."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._room = threading.Semaphore(TRANSFERS_IN_FLIGHT)
+        self._started: queue.SimpleQueue[tuple[_Run, _Progress, Callable[[], None]] | threading.Event | None] = (
+            queue.SimpleQueue()
+        )
+        self.thread = threading.Thread(target=self._serve, name=f"lohan-{lane}-end", daemon=True)
+        self.thread.start()
+
+    def wait_for_room(self) -> None:
+        """Block while as many transfers are in flight as may be."""
+        self._room.acquire()
+        self._room.release()
+
+    def take(self, run: _Run, progress: _Progress, wait: Callable[[], None]) -> None:
+        """Take a transfer that has been started; there must be room."""
+        self._room.acquire()
+        self._started.put((run, progress, wait))
+
+    def drain(self) -> None:
+        """Block until no transfer is in flight."""
+        nothing_left = threading.Event()
+        self._started.put(nothing_left)
+        nothing_left.wait()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._started.put(None)
+        self.thread.join()
+
+    def _serve(self) -> None:
+        last_ended = 0.0
+        while (order := self._started.get()) is not None:
+            if isinstance(order, threading.Event):
+                order.set()
+                continue
+            run, progress, wait = order
+            try:
+                wait()
+                progress.begun = max(progress.begun, last_ended)
+                progress.ended = last_ended = time.perf_counter()
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that called execute
+                run.fail(error)
+            finally:
+                progress.issued.set()
+                self._room.release()
+                # No reference to the last step may survive here: it would keep its tensors alive.
+                del order, run, progress, wait
+
+
 class Lanes:
     """Worker threads and CUDA streams, one per lane, alive for as long as the engine is."""
 
@@ -79,6 +139,7 @@ class Lanes:
         self._threads = [
             threading.Thread(target=self._serve, args=(lane,), name=f"lohan-{lane}", daemon=True) for lane in Lane
         ]
+        self._finishers = {lane: _Finisher(lane) for lane in DRIVES_LANES}
         for thread in self._threads:
             thread.start()
 
@@ -97,7 +158,8 @@ class Lanes:
 
         Args:
             schedule: the tasks.
-            actions: what each kind of task does; called on the lane's thread, in the lane's stream.
+            actions: what each kind of task does; called on the lane's thread, in the lane's stream. Only those of the
+                drives' lanes may return before the end.
 
         Raises:
             BaseException: the first that an action raised, once every lane has stopped.
@@ -131,6 +193,8 @@ class Lanes:
             inbox.put(None)
         for thread in self._threads:
             thread.join()
+        for finisher in self._finishers.values():
+            finisher.close()
 
     def _serve(self, lane: Lane) -> None:
         while (order := self._inboxes[lane].get()) is not None:
@@ -144,6 +208,8 @@ class Lanes:
             except BaseException as error:  # noqa: BLE001 - handed to the thread that called execute
                 run.fail(error)
             finally:
+                if lane in self._finishers:
+                    self._finishers[lane].drain()
                 # No reference to the last step may survive here: it would keep its tensors alive.
                 del run, tasks, order
                 stopped.set()
@@ -155,8 +221,14 @@ class Lanes:
             self._wait_for(run, run.progress[index], None if gives_memory else stream)
         progress = run.progress[task.index]
         if stream is None:
+            finisher = self._finishers.get(task.lane)
+            if finisher is not None:
+                finisher.wait_for_room()
             progress.begun = time.perf_counter()
-            run.actions[task.op](task)
+            wait = run.actions[task.op](task)
+            if finisher is not None and wait is not None:
+                finisher.take(run, progress, wait)
+                return
             progress.ended = time.perf_counter()
         else:
             progress.start_event = torch.cuda.Event(enable_timing=True)

@@ -27,7 +27,7 @@ COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
 IO_PIECES = 8
 WINDOW_BYTES = IO_BYTES * IO_PIECES
-MOST_IO_BYTES = 1 << 30
+MOST_IO_BYTES = 4 << 30
 LEAST_UPDATE_BYTES = 256 << 20
 GPU_UPDATE_ELEMENTS = 32 << 20
 CACHES = 8
@@ -89,6 +89,7 @@ class _Crossing:
         self._device = device
         self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device))
         self._pairs = ((there, host), (allocate_host(COPY_BYTES, pin=True), torch.empty_like(there)))
+        torch.cuda.synchronize(device)  # the other streams may not use this memory before this one has been given it
 
     def run(self) -> None:
         for stream, (target, source) in zip(self._streams, self._pairs, strict=True):

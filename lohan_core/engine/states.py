@@ -134,7 +134,7 @@ class States:
         self._saving = allocate_host(form.record_bytes(self._saving_elements) if saved else 0, pin=False)
         names = [vector.name for vector in form.vectors]
         for index, chunk, here, there in self._resident_chunks():
-            self.read(index, chunk, there, names)
+            wait_all(self.read(index, chunk, there, names))
             for name in names:
                 here[name].copy_(there.values[name])
 
@@ -142,18 +142,18 @@ class States:
         """The chunks of one block."""
         return self._blocks[block].chunks(self._chunk_elements)
 
-    def read(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> None:
-        """Read a chunk's slice of the named vectors from the drives."""
-        wait_all(self._transfers(self.store.read, block, chunk, record, names))
+    def read(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> list[Transfer]:
+        """Start to read a chunk's slice of the named vectors from the drives."""
+        return self._transfers(self.store.read, block, chunk, record, names)
 
-    def write(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> None:
-        """Write a chunk's slice of the named vectors to the drives."""
-        wait_all(self._transfers(self.store.write, block, chunk, record, names))
+    def write(self, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> list[Transfer]:
+        """Start to write a chunk's slice of the named vectors to the drives."""
+        return self._transfers(self.store.write, block, chunk, record, names)
 
-    def read_weights(self, block: int, chunk: Chunk, buffer: Tensor) -> None:
-        """Read a chunk of compute weights into a uint8 buffer."""
+    def read_weights(self, block: int, chunk: Chunk, buffer: Tensor) -> Transfer:
+        """Start to read a chunk of compute weights into a uint8 buffer."""
         offset, length = self.form.weights.chunk_range(chunk)
-        self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length]).wait()
+        return self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length])
 
     def write_resident(self) -> None:
         """Write every block that lives in memory, and has extents, to the store.
@@ -164,7 +164,7 @@ class States:
             for vector in self.form.states:
                 there.values[vector.name].copy_(here[vector.name])
             there.values[WEIGHTS].copy_(there.values[MASTER])
-            self.write(block, chunk, there, list(there.values))
+            wait_all(self.write(block, chunk, there, list(there.values)))
 
     def parameters(self, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
         """Yield each block's parameters by name, from the master weights, in ``dtype``. One block is held at a time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action
-from lohan_core.engine.states import MASTER, WEIGHTS, Record, States
+from lohan_core.engine.states import MASTER, WEIGHTS, Record, States, wait_all
 from lohan_core.engine.step import StepData
 from lohan_core.errors import LohanError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
@@ -107,15 +108,15 @@ class Updates:
         source = self._gradients.chunk(slot, chunk.start, chunk.stop)
         self._host_gradient(task, chunk).copy_(source, non_blocking=True)
 
-    def spill(self, task: Task) -> None:
-        """ssd_write: a chunk of G16 that waits on the drives."""
+    def spill(self, task: Task) -> Callable[[], None]:
+        """ssd_write: start a chunk of G16 on its way to where it waits on the drives; returns what waits for it."""
         offset, buffer = self._gradient_bytes(task)
-        self._storage.write(extent_for_gradients(task.block), offset, buffer).wait()
+        return self._storage.write(extent_for_gradients(task.block), offset, buffer).wait
 
-    def fetch(self, task: Task) -> None:
+    def fetch(self, task: Task) -> Callable[[], None]:
         """ssd_read: the same, back."""
         offset, buffer = self._gradient_bytes(task)
-        self._storage.read(extent_for_gradients(task.block), offset, buffer).wait()
+        return self._storage.read(extent_for_gradients(task.block), offset, buffer).wait
 
     def norm(self, task: Task) -> None:
         """cpu: the global norm of all gradients, and the factor that clips it."""
@@ -130,11 +131,11 @@ class Updates:
             )
         data.terms.gradient_factor = clip_factor(data.gradient_norm, self._max_grad_norm)
 
-    def read(self, task: Task) -> None:
-        """ssd_read: a chunk's P32 and OS32."""
+    def read(self, task: Task) -> Callable[[], None]:
+        """ssd_read: start a chunk's P32 and OS32 on their way; returns what waits for them."""
         chunk = self._chunk(task)
         names = [vector.name for vector in self._states.form.states]
-        self._states.read(task.block, chunk, self._record(task, chunk), names)
+        return partial(wait_all, self._states.read(task.block, chunk, self._record(task, chunk), names))
 
     def update(self, task: Task) -> None:
         """cpu: one chunk."""
@@ -173,11 +174,11 @@ class Updates:
                 ),
             )
 
-    def write(self, task: Task) -> None:
-        """ssd_write: a chunk's P32, OS32 and fresh P16."""
+    def write(self, task: Task) -> Callable[[], None]:
+        """ssd_write: start a chunk's P32, OS32 and fresh P16 on their way; returns what waits for them."""
         chunk = self._chunk(task)
         names = [vector.name for vector in self._states.form.vectors]
-        self._states.write(task.block, chunk, self._record(task, chunk), names)
+        return partial(wait_all, self._states.write(task.block, chunk, self._record(task, chunk), names))
 
     def _chunk(self, task: Task) -> Chunk:
         return self._states.chunks(task.block)[task.chunk]

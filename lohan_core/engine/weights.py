@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.lanes import Action
 from lohan_core.engine.states import WEIGHTS, States
-from lohan_core.layout import BlockLayout
+from lohan_core.layout import BlockLayout, Chunk
 from lohan_core.schedule.task import Op, Slot, Task
 
 __all__ = ["Weights"]
@@ -31,10 +31,10 @@ class Weights:
         """What each kind of task does. Not an attribute: it would tie this object to itself and outlive the engine."""
         return {Op.FETCH_WEIGHTS: self.fetch, Op.UPLOAD_WEIGHTS: self.upload}
 
-    def fetch(self, task: Task) -> None:
-        """ssd_read: a chunk of P16 into its host slot."""
+    def fetch(self, task: Task) -> Callable[[], None]:
+        """ssd_read: start a chunk of P16 on its way into its host slot; returns what waits for it."""
         chunk = self._states.chunks(task.source)[task.chunk]
-        self._states.read_weights(task.source, chunk, self._buffers.slot("staging", task.slot("staging")))
+        return self._states.read_weights(task.source, chunk, self._buffers.slot("staging", task.slot("staging"))).wait
 
     def upload(self, task: Task) -> None:
         """h2d: a chunk, staged or just updated, or a resident block whole, into the device slot."""
@@ -45,7 +45,7 @@ class Weights:
             target[: source.numel()].copy_(source, non_blocking=True)
             return
         chunk = self._states.chunks(task.source)[task.chunk]
-        target[chunk.start : chunk.stop].copy_(self._host_chunk(task, chunk.elements), non_blocking=True)
+        target[chunk.start : chunk.stop].copy_(self._host_chunk(task, chunk), non_blocking=True)
 
     def views(self, task: Task) -> Mapping[str, Tensor]:
         """Return the block's parameters by name, as leaves that require grad.
@@ -65,13 +65,16 @@ class Weights:
             }
         return self._views[key]
 
-    def _host_chunk(self, task: Task, elements: int) -> Tensor:
-        """View the chunk in the staging slot that it was fetched into, or in the record that it was updated in."""
+    def _host_chunk(self, task: Task, chunk: Chunk) -> Tensor:
+        """View the chunk where it lives, in the staging slot it was fetched into, or the record it was updated in."""
+        resident = self._states.resident.get(task.source)
+        if resident is not None:
+            return resident.values[WEIGHTS][chunk.start : chunk.stop]
         (slot,) = (slot for slot in task.touches if not slot.pool.endswith("weights"))
         buffer = self._buffers.slot(slot.pool, slot.index)
         if slot.pool == "records":
-            return self._states.form.open_record(buffer, elements).values[WEIGHTS]
-        return buffer.view(self._dtype)[:elements]
+            return self._states.form.open_record(buffer, chunk.elements).values[WEIGHTS]
+        return buffer.view(self._dtype)[: chunk.elements]
 
     def _flat(self, slot: Slot) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(self._dtype)

@@ -61,17 +61,25 @@ class _Way:
         pending = self.source in self.state.pending
         self.state.pending.discard(self.source)
         if self.state.decisions(self.source).states is Tier.HOST:
-            yield self._from_host(pending=pending)
+            yield from self._from_host(pending=pending)
         elif pending:
             yield from self._from_records()
         else:
             yield from self._from_drives()
 
-    def _from_host(self, *, pending: bool) -> int:
-        """The whole block at once from where it lives, when all of it is updated."""
+    def _from_host(self, *, pending: bool) -> Iterator[int]:
+        """From where it lives, when it is updated.
+
+        A layer's whole block at once. The edges' chunk by chunk: the GPU waits for the prelude before anything else,
+        and for the postlude, whose update is the last, where updates take longer than forward.
+        """
         state, source = self.state, self.source
         updates = [begin_waiting_update(state, source, chunk).task for chunk in state.chunks(source) if pending]
-        return self._upload(state.block(source).elements, after=updates)
+        if not pending or state.block(source).role is Role.LAYER:
+            yield self._upload(state.block(source).elements, after=updates)
+            return
+        for chunk, update in zip(state.chunks(source), updates, strict=True):
+            yield self._upload(chunk.elements, chunk=chunk.index, after=[update])
 
     def _from_records(self) -> Iterator[int]:
         """Each chunk from the record in which it was updated: it need not be read back."""

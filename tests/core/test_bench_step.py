@@ -16,6 +16,7 @@ from lohan_core.bench.workloads import WORKLOADS, make_batch, write_model_direct
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.model.choices import Attention
 from lohan_core.reference.torch_adamw import AdamWConfig
+from lohan_core.report.run_file import read_record
 from lohan_core.schedule.task import Lane, Op, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
@@ -74,6 +75,16 @@ def test_every_batch_size_is_a_row_and_nothing_is_left_behind(tmp_path):
     assert str(round(result.rows[1].tokens_per_second)) in text
     assert "plain: left out" in text
     assert json.loads(json.dumps(asdict(result)))["rows"][0]["plan"].startswith("plan: greedy")
+
+
+def test_a_step_of_every_row_can_be_drawn(tmp_path):
+    (tmp_path / "work").mkdir()
+    result = bench(tmp_path / "work", timelines=tmp_path / "lines", steps=3, warm_up=1)
+    for row in result.rows:
+        record = read_record(tmp_path / "lines" / f"smoke-{row.batch_size}")
+        assert record.step > 1
+        assert 0 < record.measured.seconds <= row.seconds
+        assert record.predicted.seconds == pytest.approx(row.predicted_seconds, rel=1e-3)
 
 
 def test_drives_are_measured_by_themselves_with_the_steps_mix(tmp_path):

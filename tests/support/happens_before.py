@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from lohan_core.engine.lanes import DRIVES_LANES, TRANSFERS_IN_FLIGHT
 from lohan_core.schedule.task import Lane, Op, Schedule, Slot, Task
 
 WRITES = {
@@ -24,18 +25,28 @@ def writes(task: Task, slot: Slot) -> bool:
 
 
 class HappensBefore:
-    """The order that dependencies and lanes enforce, as one set of bits per task."""
+    """The order that dependencies and lanes enforce, as one set of bits per task.
+
+    A lane finishes its tasks in order. It begins with one when the task before is finished, or, for transfers of the
+    drives, the last but one.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self._before: list[int] = []
-        last: dict[Lane, int] = {}
+        finished: list[int] = []
+        lanes: dict[Lane, list[int]] = {lane: [] for lane in Lane}
         for task in schedule.tasks:
-            direct = {*task.after} | ({last[task.lane]} if task.lane in last else set())
-            bits = 0
-            for index in direct:
-                bits |= self._before[index] | 1 << index
-            self._before.append(bits)
-            last[task.lane] = task.index
+            earlier = lanes[task.lane]
+            in_flight = TRANSFERS_IN_FLIGHT if task.lane in DRIVES_LANES else 1
+            waits_for = list(task.after)
+            if len(earlier) >= in_flight:
+                waits_for.append(earlier[-in_flight])
+            before = 0
+            for index in waits_for:
+                before |= finished[index]
+            self._before.append(before)
+            finished.append(before | 1 << task.index | (finished[earlier[-1]] if earlier else 0))
+            earlier.append(task.index)
 
     def __call__(self, first: Task, second: Task) -> bool:
         """Tell whether ``first`` is finished before ``second`` begins."""

@@ -3,12 +3,13 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lohan_core.engine.lanes import GPU_LANES, Lanes, _Progress, _Run
+from lohan_core.engine.lanes import DRIVES_LANES, GPU_LANES, TRANSFERS_IN_FLIGHT, Lanes, _Progress, _Run
 from lohan_core.schedule.task import LANE_OF, Lane, Op, Schedule, Task
 
 CPU = torch.device("cpu")
@@ -72,7 +73,11 @@ def test_a_task_begins_when_what_it_comes_after_is_finished(lanes):
 def test_lanes_run_beside_each_other(lanes):
     """All six tasks meet at a barrier, which one after another never would."""
     barrier = threading.Barrier(len(Lane), timeout=20)
-    lanes.execute(make_schedule(*[(lane, ()) for lane in Lane]), all_ops(lambda _: barrier.wait()))
+
+    def meet(_):
+        barrier.wait()
+
+    lanes.execute(make_schedule(*[(lane, ()) for lane in Lane]), all_ops(meet))
 
 
 @pytest.mark.parametrize("failing", list(Lane))
@@ -134,10 +139,79 @@ def test_lanes_hold_on_to_nothing_of_a_step_that_is_over(lanes):
     assert gone.wait(20)
 
 
+@pytest.mark.parametrize("lane", DRIVES_LANES)
+def test_a_drives_lane_keeps_some_transfers_in_flight_and_finishes_them_in_order(lanes, lane):
+    count = 4
+    started, ended = [], []
+    ends = [threading.Event() for _ in range(count)]
+    enough = threading.Semaphore(0)
+
+    def start(task):
+        started.append(task.index)
+        enough.release()
+
+        def wait():
+            assert ends[task.index].wait(20)
+            ended.append(task.index)
+
+        return wait
+
+    def drive():
+        for index in range(count):
+            for _ in range(TRANSFERS_IN_FLIGHT if index == 0 else index < count - TRANSFERS_IN_FLIGHT + 1):
+                assert enough.acquire(timeout=20)
+            seen.append(list(started))
+            ends[index].set()
+
+    seen = []
+    driver = threading.Thread(target=drive)
+    driver.start()
+    timeline = lanes.execute(make_schedule(*[(lane, ())] * count), all_ops(start))
+    driver.join()
+    assert ended == list(range(count))
+    assert seen == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+    spans = timeline.spans
+    assert all(before.end <= after.start <= after.end for before, after in pairwise(spans))
+
+
+def test_what_a_transfer_is_waited_for_by_begins_at_its_end(lanes):
+    landed = threading.Event()
+
+    def act(task):
+        if task.lane is Lane.SSD_READ:
+            threading.Timer(0.02, landed.set).start()
+            return lambda: landed.wait(20)
+        assert landed.is_set()
+        return None
+
+    lanes.execute(make_schedule((Lane.SSD_READ, ()), (Lane.CPU, (0,))), all_ops(act))
+
+
+def test_a_transfer_that_fails_stops_every_lane_when_the_others_have_landed(lanes):
+    landed, began = [], []
+
+    def act(task):
+        began.append(task.index)
+
+        def wait():
+            time.sleep(0.01)
+            landed.append(task.index)
+            if task.index == 0:
+                raise OSError(5, "the drive is gone")
+
+        return wait if task.lane in DRIVES_LANES else None
+
+    schedule = make_schedule((Lane.SSD_WRITE, ()), (Lane.SSD_WRITE, ()), (Lane.SSD_READ, ()), (Lane.CPU, (0,)))
+    with pytest.raises(OSError, match="the drive is gone"):
+        lanes.execute(schedule, all_ops(act))
+    assert 3 not in began
+    assert sorted(landed) == sorted(began)
+
+
 def test_closing_ends_the_threads_and_may_be_done_twice():
     before = threading.active_count()
     lanes = Lanes(CPU)
-    assert threading.active_count() == before + len(Lane)
+    assert threading.active_count() == before + len(Lane) + len(DRIVES_LANES)
     lanes.close()
     lanes.close()
     assert threading.active_count() == before

@@ -209,6 +209,25 @@ def test_states_on_the_gpu_are_updated_there_and_move_nothing(problem):
         assert deferred or not problem.workload.clips or before(norm, update)
         seconds = problem.profile.blocks[index].elements / problem.profile.machine.gpu_parameters_per_second
         assert update.work == seconds
+        first_forward = tasks_of(schedule, Op.FORWARD)[0]
+        assert not deferred or update.index < first_forward.index, "while the GPU waits for the prelude"
+
+
+@given(problem=problems())
+def test_updated_edges_in_host_memory_come_chunk_by_chunk_and_layers_whole(problem):
+    schedule = build(problem)
+    last = len(problem.plan.blocks) - 1
+    for index, decisions in enumerate(problem.plan.blocks):
+        if decisions.states is not Tier.HOST or not decisions.deferred:
+            continue
+        first = next(t for t in tasks_of(schedule, Op.UPLOAD_WEIGHTS) if index in {t.source, t.block})
+        updates = {t.chunk: t.index for t in tasks_of(schedule, Op.UPDATE) if t.block == index}
+        if index in {0, last} and updates:
+            assert first.chunk == 0
+            assert updates[0] in first.after
+        elif updates:
+            assert first.chunk == -1
+            assert set(updates.values()) <= set(first.after)
 
 
 @given(problem=problems())
