@@ -152,11 +152,13 @@ class Profile:
 class Subject:
     """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data.
 
-    ``report`` is told how far the profiler is: what is being done, and how much of how much is done.
+    ``chunk_elements`` is how many parameters a step updates at once. ``report`` is told how far the profiler is: what
+    is being done, and how much of how much is done.
     """
 
     model: CutModel
     storage: Storage
     optimizer: Optimizer
     batch: Batch
+    chunk_elements: int
     report: Callable[[str, int, int], None] = lambda _what, _done, _total: None

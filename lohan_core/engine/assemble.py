@@ -81,7 +81,12 @@ def open_engine(
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         _require_isolation(parts.model, sample)
         subject = Subject(
-            model=parts.model, storage=parts.storage, optimizer=parts.optimizer, batch=sample, report=report
+            model=parts.model,
+            storage=parts.storage,
+            optimizer=parts.optimizer,
+            batch=sample,
+            chunk_elements=parts.chunk_elements,
+            report=report,
         )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)

@@ -38,7 +38,9 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
     states = sum(form.record_bytes(block.elements) for block in subject.model.blocks)
     read, write, mixed = drive_rates(subject.storage, states, seconds)
     subject.report(PROFILING, 3, PARTS)
-    update_rate, memory_rate = update_rates(subject.optimizer, form, device, seconds)
+    update_rate, memory_rate = update_rates(
+        subject.optimizer, form, device, seconds, chunk_elements=subject.chunk_elements
+    )
     subject.report(PROFILING, PARTS, PARTS)
     gpu_bytes = free_device_bytes(device)
     machine = Machine(

@@ -34,6 +34,7 @@ from lohan_core.weights import Checkpoint, RandomWeights, WeightSource
 __all__ = [
     "Parts",
     "Report",
+    "chunk_elements",
     "make_store",
     "open_parts",
     "optimizer_settings",
@@ -101,8 +102,13 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
         storage=storage,
         optimizer=optimizer,
         form=form,
-        chunk_elements=round_up(config.memory.chunk // 4, chunk_alignment(form.vectors)),
+        chunk_elements=chunk_elements(config, form),
     )
+
+
+def chunk_elements(config: Config, form: StateFormat) -> int:
+    """Return how many parameters the config's chunk is, rounded up to what states allow."""
+    return round_up(config.memory.chunk // 4, chunk_alignment(form.vectors))
 
 
 def take_up_store(parts: Parts, identity: Mapping[str, str], report: Report) -> Store:

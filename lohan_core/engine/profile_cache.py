@@ -24,7 +24,7 @@ __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 
@@ -63,6 +63,7 @@ class ProfileCache:
             "optimizer": subject.optimizer.describe(),
             "model": [str(model.dtype), model.attention, model.loss, model.model.config.to_json_string(use_diff=False)],
             "batch": {name: list(tensor.shape) for name, tensor in inputs.items()},
+            "chunk_elements": subject.chunk_elements,
             "seconds": seconds,
         }
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()

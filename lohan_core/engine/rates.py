@@ -27,7 +27,7 @@ COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
 IO_PIECES = 8
 WINDOW_BYTES = IO_BYTES * IO_PIECES
-MOST_IO_BYTES = 4 << 30
+MOST_IO_BYTES = 1 << 30
 LEAST_UPDATE_BYTES = 256 << 20
 GPU_UPDATE_ELEMENTS = 32 << 20
 CACHES = 8
@@ -156,13 +156,14 @@ class _Scratch:
 
 
 def update_rates(
-    optimizer: Optimizer, form: StateFormat, device: torch.device, seconds: float
+    optimizer: Optimizer, form: StateFormat, device: torch.device, seconds: float, *, chunk_elements: int
 ) -> tuple[float, float | None]:
     """Parameters a second, alone; and the bytes a second that updates share with copies, if these slow them down.
 
-    What of its rate an update keeps beside copies both ways tells how much of the memory's bandwidth they take.
+    What of its rate an update keeps beside copies both ways tells how much of the memory's bandwidth they take. It goes
+    chunk by chunk, as in a step: each wakes all of the optimizer's threads, and ends with the last of them.
     """
-    update = _make_update(optimizer, form)
+    update = _make_update(optimizer, form, chunk_elements)
     alone = _rate(update.elements, seconds, update.run)
     if device.type != "cuda":
         return alone, None
@@ -213,13 +214,18 @@ class _Update:
     run: Callable[[], None]
 
 
-def _make_update(optimizer: Optimizer, form: StateFormat) -> _Update:
+def _make_update(optimizer: Optimizer, form: StateFormat, chunk_elements: int) -> _Update:
     size = max(LEAST_UPDATE_BYTES, CACHES * largest_cache_bytes())
     elements = size // form.record_bytes(BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
     record = form.open_record(allocate_host(form.record_bytes(elements), pin=False), elements)
     gradient = torch.full((elements,), 1e-3, dtype=form.dtypes[WEIGHTS])
-    states = {field.name: record.values[field.name] for field in form.fields}
     parameters = Hyperparameters(step=1, lr=1e-4, weight_decay=0.0)
-    return _Update(
-        elements, lambda: optimizer.update(record.values[MASTER], states, gradient, record.values[WEIGHTS], parameters)
-    )
+
+    def run() -> None:
+        for start in range(0, elements, chunk_elements):
+            stop = min(start + chunk_elements, elements)
+            values = record.slice(start, stop, form.vectors)
+            states = {field.name: values[field.name] for field in form.fields}
+            optimizer.update(values[MASTER], states, gradient[start:stop], values[WEIGHTS], parameters)
+
+    return _Update(elements, run)

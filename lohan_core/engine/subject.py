@@ -15,7 +15,8 @@ from lohan_core.data.batches import Batch
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.model import build_model
-from lohan_core.engine.parts import Report, store_path
+from lohan_core.engine.parts import Report, chunk_elements, store_path
+from lohan_core.engine.states import StateFormat
 from lohan_core.model.loss import require_same_loss
 from lohan_core.profile import Subject
 from lohan_core.registry import Registry
@@ -60,7 +61,14 @@ def _open_subject(config: Config, registry: Registry, device: torch.device, repo
         )
         with closing(storage):
             batch = _random_batch(config, model.model)
-            yield Subject(model=model, storage=storage, optimizer=optimizer, batch=batch, report=report)
+            yield Subject(
+                model=model,
+                storage=storage,
+                optimizer=optimizer,
+                batch=batch,
+                chunk_elements=chunk_elements(config, StateFormat(optimizer, model.dtype)),
+                report=report,
+            )
 
 
 def _random_batch(config: Config, model: PreTrainedModel) -> Batch:

@@ -78,6 +78,7 @@ def example_subject() -> Subject:
             tokens=inputs.numel(),
             loss_tokens=(inputs[:, 1:].numel(),),
         ),
+        chunk_elements=1 << 20,
     )
 
 
