@@ -116,6 +116,7 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
     workload = find_workload(options.workload)
     device = resolve_device(options.device)
     sections = _sections(workload, options)
+    _make_timelines_directory(options.timelines)
     try:
         place = tempfile.TemporaryDirectory(prefix="lohan-bench-", dir=options.directory)
     except OSError as error:
@@ -134,6 +135,16 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
         torch=torch.__version__,
         rows=rows,
     )
+
+
+def _make_timelines_directory(directory: Path | None) -> None:
+    """Make it before anything is measured: afterwards its lack would cost the results."""
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
 
 
 def _sections(workload: StepWorkload, options: StepBenchOptions) -> dict[str, dict[str, Any]]:
@@ -216,8 +227,9 @@ class _Bench:
             return
         rows = engine.workload.micro_batches * engine.profile.micro_batch_size
         middle = sorted(counted, key=lambda result: result.seconds)[len(counted) // 2]
-        recorder = StepRecorder(self.options.timelines / f"{self.workload.name}-{rows}", engine.profile.machine)
-        recorder.add(middle.step, middle.timeline)
+        place = self.options.timelines / f"{self.workload.name}-{rows}"
+        place.mkdir(exist_ok=True)
+        StepRecorder(place, engine.profile.machine).add(middle.step, middle.timeline)
 
     def _open_plain(self, engine: Engine, config: Config, free_bytes: int) -> PlainContender:
         """Start plain PyTorch if ``free_bytes``, of the device before the engine was opened, are enough for both."""

@@ -47,7 +47,6 @@ class StepRecorder:
         beside = self._path.with_name(self._path.name + ".new")
         try:
             # Whole or not at all for those who read it; nothing is synced, for nothing is lost with it.
-            beside.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(text, encoding="utf-8")
             beside.replace(self._path)
         except OSError as error:

@@ -87,6 +87,12 @@ def test_a_step_of_every_row_can_be_drawn(tmp_path):
         assert record.predicted.seconds == pytest.approx(row.predicted_seconds, rel=1e-3)
 
 
+def test_where_timelines_cannot_be_written_nothing_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/lines: cannot be written: Not a directory"):
+        bench(tmp_path, timelines=tmp_path / "file" / "lines")
+
+
 def test_drives_are_measured_by_themselves_with_the_steps_mix(tmp_path):
     settings = {**QUICK, "memory": {"chunk": "16KiB"}}
     result = bench(tmp_path, workload="smoke-ssd", steps=1, warm_up=1, settings=settings)
