@@ -36,6 +36,7 @@ from lohan_core.bench.step_rows import (
     compare_plain,
     render,
 )
+from lohan_core.bench.step_sections import SEED, lay_sections
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
 from lohan_core.compare.scratch import scratch_folder
 from lohan_core.errors import ConfigError, StorageError
@@ -52,26 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepBench", "StepBenchOptions", "StepBenchRow", "render", "run"]
 
-_OPTIMIZER = {"lr": 1e-5, "max_grad_norm": 1.0}
-_SEED = 0
-_NEVER = 1_000_000_000
 _LEFT_OUT = "left out"
-
-_OURS: Mapping[str, frozenset[str] | None] = {
-    "model": frozenset({"path", "weights", "trust_remote_code"}),
-    "data": None,
-    "run": frozenset(
-        {
-            *("dir", "device", "batch_size", "micro_batch_size", "seed", "steps"),
-            *("checkpoint_every", "eval_every", "replan_after", "tensorboard"),
-        }
-    ),
-    "optimizer": frozenset({"schedule", "warmup_steps"}),
-}
-"""Keys of a run's config that this command decides about, or that the steps it takes know nothing of: the trainer's.
-
-None: the whole section. To accept them would be to report what was not measured.
-"""
 
 
 @frozen(kw_only=True)
@@ -115,7 +97,7 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
 
     workload = find_workload(options.workload)
     device = resolve_device(options.device)
-    sections = _sections(workload, options)
+    sections = lay_sections(workload.settings, options.settings)
     _make_timelines_directory(options.timelines)
     try:
         place = tempfile.TemporaryDirectory(prefix="lohan-bench-", dir=options.directory)
@@ -145,33 +127,6 @@ def _make_timelines_directory(directory: Path | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
-
-
-def _sections(workload: StepWorkload, options: StepBenchOptions) -> dict[str, dict[str, Any]]:
-    """Lay the sections of the run's config over each other: every workload's, this one's, the caller's.
-
-    Raises:
-        ConfigError: the caller sets what the command itself decides about, or a section that is none.
-    """
-    for name, section in options.settings.items():
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"--set {name}: wants a key of this section, as in --set {name}.key=value")
-        decided = _OURS.get(name, frozenset())
-        for key in section:
-            if decided is None or key in decided:
-                raise ConfigError(
-                    f"--set {name}.{key}: is decided by the workload and by this command's other options, or has no "
-                    "part in the steps that it measures"
-                )
-    sections: dict[str, dict[str, Any]] = {
-        "model": {"weights": "random"},
-        "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER, "seed": _SEED},
-        "optimizer": _OPTIMIZER,
-    }
-    for layer in (workload.settings, options.settings):
-        for name, section in layer.items():
-            sections[name] = {**sections.get(name, {}), **section}
-    return sections
 
 
 @frozen
@@ -253,7 +208,7 @@ class _Bench:
             self.workload,
             batch_size,
             model=self.model,
-            seed=_SEED,
+            seed=SEED,
             device=str(self.device),
             dtype=dtype,
             attention=engine.model.attention,

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from attrs import asdict
-from tiny_backends import TestBackends, make_registry
+from attrs import asdict, evolve
+from tiny_backends import MACHINE, TestBackends, make_registry
 
 from lohan_core.backend import Kind
 from lohan_core.bench.plain import PlainTrainer
@@ -114,8 +114,9 @@ def test_stores_on_other_drives_are_given_back(tmp_path):
     assert [path for path in other.rglob("*") if path.is_file()] == []
 
 
-def test_states_on_both_tiers_of_which_nothing_is_saved(tmp_path):
+def test_states_on_both_tiers_of_which_nothing_is_saved(tmp_path, monkeypatch):
     """As ``tier-12b``, in small: with buffers and gradients, they are more than either tier holds."""
+    monkeypatch.setattr("tiny_backends.MACHINE", evolve(MACHINE, gpu_parameters_per_second=None))  # nor on the GPU
     memory = {"host": "2500KiB", "ssd": "1MiB", "chunk": "16KiB"}
     settings = {**QUICK, "memory": memory, "planner": {"states": "auto"}}
     result = bench(tmp_path, batch_sizes=(4,), steps=2, warm_up=1, settings=settings)
