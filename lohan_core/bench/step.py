@@ -173,16 +173,15 @@ class _Bench:
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))
                 plain.step(number)
             row = self._summarise(engine, ours, plain, memory, start_host_bytes)
-            self._write_timeline(engine, ours[self.options.warm_up :])
+            self._write_timeline(engine, batch_size, ours[self.options.warm_up :])
         return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
 
-    def _write_timeline(self, engine: Engine, counted: Sequence[StepResult]) -> None:
+    def _write_timeline(self, engine: Engine, batch_size: int, counted: Sequence[StepResult]) -> None:
         """Write the step of median length, if that is wanted. Raises StorageError."""
         if self.options.timelines is None:
             return
-        rows = engine.workload.micro_batches * engine.profile.micro_batch_size
         middle = sorted(counted, key=lambda result: result.seconds)[len(counted) // 2]
-        place = self.options.timelines / f"{self.workload.name}-{rows}"
+        place = self.options.timelines / f"{self.workload.name}-{batch_size}"
         place.mkdir(exist_ok=True)
         StepRecorder(place, engine.profile.machine).add(middle.step, middle.timeline)
 

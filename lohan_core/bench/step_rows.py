@@ -113,17 +113,17 @@ class StepBench:
 
 def busy_by_resource(timeline: Timeline) -> dict[str, float]:
     """Return for how many seconds each lane was busy, and the drives as a whole."""
-    from lohan_core.schedule.task import Lane
+    from lohan_core.schedule.task import DRIVE_LANES
 
     busy = {lane.value: seconds for lane, seconds in timeline.busy_seconds().items()}
-    return {**busy, DRIVES: timeline.occupied_seconds((Lane.SSD_READ, Lane.SSD_WRITE))}
+    return {**busy, DRIVES: timeline.occupied_seconds(DRIVE_LANES)}
 
 
 def busiest_resource(busy_seconds: Mapping[str, float]) -> str:
     """Return the resource that was busy longest; the drives are one."""
-    from lohan_core.schedule.task import Lane
+    from lohan_core.schedule.task import DRIVE_LANES
 
-    return max(busy_seconds.keys() - {Lane.SSD_READ, Lane.SSD_WRITE}, key=lambda name: busy_seconds[name])
+    return max(busy_seconds.keys() - set(DRIVE_LANES), key=lambda name: busy_seconds[name])
 
 
 def compare_plain(ours: Sequence[StepResult], theirs: Sequence[PlainStep], warm_up: int, tokens: int) -> PlainFigures:

@@ -108,8 +108,8 @@ _GPT_12B = {
     "attn_pdrop": 0.0,
 }
 
-# Of 128 GiB of host memory; the rest is for what no plan counts: Python, torch, CUDA, the machine's own. With 120 GiB,
-# steps stood still for a third of a second now and then while the system looked for pages.
+# Of 128 GiB of host memory; the rest is for what no plan counts: Python, torch, CUDA, the machine's own. With 120 GiB
+# of 125 a step of long-8b once stood still for a third of a second.
 _MEMORY = {"gpu": "24GiB", "host": "118GiB"}
 # Space on the drives would be for nothing but saving states there: that would take longer than all steps. Without it
 # they live in host memory, and on the GPU where the planner finds that faster.

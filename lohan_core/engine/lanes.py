@@ -24,7 +24,7 @@ from typing import Self
 import torch
 from attrs import define, field
 
-from lohan_core.schedule.task import GIVES_MEMORY, Lane, Op, Schedule, Task
+from lohan_core.schedule.task import DRIVE_LANES, GIVES_MEMORY, TRANSFERS_IN_FLIGHT, Lane, Op, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
 __all__ = ["Action", "Lanes"]
@@ -33,8 +33,6 @@ Action = Callable[[Task], Callable[[], None] | None]
 """Carries a task out. Where it only starts it, it returns what waits for the end, and raises if it failed."""
 
 GPU_LANES = (Lane.GPU, Lane.H2D, Lane.D2H)
-DRIVES_LANES = (Lane.SSD_READ, Lane.SSD_WRITE)
-TRANSFERS_IN_FLIGHT = 2
 
 
 class _AbandonedError(Exception):
@@ -139,7 +137,7 @@ class Lanes:
         self._threads = [
             threading.Thread(target=self._serve, args=(lane,), name=f"lohan-{lane}", daemon=True) for lane in Lane
         ]
-        self._finishers = {lane: _Finisher(lane) for lane in DRIVES_LANES}
+        self._finishers = {lane: _Finisher(lane) for lane in DRIVE_LANES}
         for thread in self._threads:
             thread.start()
 
@@ -220,10 +218,12 @@ class Lanes:
             gives_memory = (run.schedule.tasks[index].op, task.op) in GIVES_MEMORY
             self._wait_for(run, run.progress[index], None if gives_memory else stream)
         progress = run.progress[task.index]
+        finisher = self._finishers.get(task.lane)
+        if finisher is not None:
+            finisher.wait_for_room()
+            if run.failed:  # maybe by a transfer of this very lane
+                raise _AbandonedError
         if stream is None:
-            finisher = self._finishers.get(task.lane)
-            if finisher is not None:
-                finisher.wait_for_room()
             progress.begun = time.perf_counter()
             wait = run.actions[task.op](task)
             if finisher is not None and wait is not None:

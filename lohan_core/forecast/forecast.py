@@ -14,7 +14,7 @@ from lohan_core.profile import Profile
 from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
-from lohan_core.schedule.task import Lane
+from lohan_core.schedule.task import DRIVE_LANES, Lane
 
 __all__ = ["Forecast", "Part", "forecast_plan"]
 
@@ -34,7 +34,7 @@ class Part(StrEnum):
 LANES_OF: Mapping[Part, tuple[Lane, ...]] = {
     Part.GPU: (Lane.GPU,),
     Part.PCIE: (Lane.H2D, Lane.D2H),
-    Part.DRIVES: (Lane.SSD_READ, Lane.SSD_WRITE),
+    Part.DRIVES: DRIVE_LANES,
     Part.CPU: (Lane.CPU,),
 }
 

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from lohan_core.plan import Tier
 
-__all__ = ["GIVES_MEMORY", "Lane", "Op", "Pool", "Schedule", "Slot", "Task"]
+__all__ = ["DRIVE_LANES", "GIVES_MEMORY", "TRANSFERS_IN_FLIGHT", "Lane", "Op", "Pool", "Schedule", "Slot", "Task"]
 
 
 class Lane(StrEnum):
@@ -21,6 +21,14 @@ class Lane(StrEnum):
     SSD_READ = "ssd_read"
     SSD_WRITE = "ssd_write"
     CPU = "cpu"
+
+
+DRIVE_LANES = (Lane.SSD_READ, Lane.SSD_WRITE)
+TRANSFERS_IN_FLIGHT = 2
+"""On a lane of the drives a transfer may begin before the one before is finished, and as many are on their way at most.
+
+They are finished in order all the same. What must not meet an unfinished one needs a dependency on it.
+"""
 
 
 class Op(StrEnum):

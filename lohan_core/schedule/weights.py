@@ -70,8 +70,8 @@ class _Way:
     def _from_host(self, *, pending: bool) -> Iterator[int]:
         """From where it lives, when it is updated.
 
-        A layer's whole block at once. The edges' chunk by chunk: the GPU waits for the prelude before anything else,
-        and for the postlude, whose update is the last, where updates take longer than forward.
+        A layer's whole block at once: while it is on its way, the next one is updated. The edges' chunk by chunk: the
+        GPU waits for the prelude before anything else, and for the postlude, whose update is the last.
         """
         state, source = self.state, self.source
         updates = [begin_waiting_update(state, source, chunk).task for chunk in state.chunks(source) if pending]

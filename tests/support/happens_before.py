@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from lohan_core.engine.lanes import DRIVES_LANES, TRANSFERS_IN_FLIGHT
-from lohan_core.schedule.task import Lane, Op, Schedule, Slot, Task
+from lohan_core.schedule.task import DRIVE_LANES, TRANSFERS_IN_FLIGHT, Lane, Op, Schedule, Slot, Task
 
 WRITES = {
     "staging": {Op.FETCH_WEIGHTS},
@@ -37,7 +36,7 @@ class HappensBefore:
         lanes: dict[Lane, list[int]] = {lane: [] for lane in Lane}
         for task in schedule.tasks:
             earlier = lanes[task.lane]
-            in_flight = TRANSFERS_IN_FLIGHT if task.lane in DRIVES_LANES else 1
+            in_flight = TRANSFERS_IN_FLIGHT if task.lane in DRIVE_LANES else 1
             waits_for = list(task.after)
             if len(earlier) >= in_flight:
                 waits_for.append(earlier[-in_flight])

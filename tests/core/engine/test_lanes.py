@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lohan_core.engine.lanes import DRIVES_LANES, GPU_LANES, TRANSFERS_IN_FLIGHT, Lanes, _Progress, _Run
-from lohan_core.schedule.task import LANE_OF, Lane, Op, Schedule, Task
+from lohan_core.engine.lanes import GPU_LANES, Lanes, _Progress, _Run
+from lohan_core.schedule.task import DRIVE_LANES, LANE_OF, TRANSFERS_IN_FLIGHT, Lane, Op, Schedule, Task
 
 CPU = torch.device("cpu")
 A_TASK_OF = {lane: next(op for op in Op if LANE_OF[op] is lane) for lane in Lane}
@@ -139,16 +139,17 @@ def test_lanes_hold_on_to_nothing_of_a_step_that_is_over(lanes):
     assert gone.wait(20)
 
 
-@pytest.mark.parametrize("lane", DRIVES_LANES)
+@pytest.mark.parametrize("lane", DRIVE_LANES)
 def test_a_drives_lane_keeps_some_transfers_in_flight_and_finishes_them_in_order(lanes, lane):
     count = 4
-    started, ended = [], []
+    started, ended, in_flight = [], [], []
     ends = [threading.Event() for _ in range(count)]
-    enough = threading.Semaphore(0)
+    another = threading.Semaphore(0)
 
     def start(task):
         started.append(task.index)
-        enough.release()
+        in_flight.append(len(started) - len(ended))
+        another.release()
 
         def wait():
             assert ends[task.index].wait(20)
@@ -157,19 +158,19 @@ def test_a_drives_lane_keeps_some_transfers_in_flight_and_finishes_them_in_order
         return wait
 
     def drive():
-        for index in range(count):
-            for _ in range(TRANSFERS_IN_FLIGHT if index == 0 else index < count - TRANSFERS_IN_FLIGHT + 1):
-                assert enough.acquire(timeout=20)
-            seen.append(list(started))
-            ends[index].set()
+        for _ in range(TRANSFERS_IN_FLIGHT):
+            assert another.acquire(timeout=20)
+        time.sleep(0.02)  # for one too many to be started
+        for end in ends:
+            end.set()
 
-    seen = []
     driver = threading.Thread(target=drive)
     driver.start()
     timeline = lanes.execute(make_schedule(*[(lane, ())] * count), all_ops(start))
     driver.join()
     assert ended == list(range(count))
-    assert seen == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert started == list(range(count))
+    assert max(in_flight) == TRANSFERS_IN_FLIGHT
     spans = timeline.spans
     assert all(before.end <= after.start <= after.end for before, after in pairwise(spans))
 
@@ -199,7 +200,7 @@ def test_a_transfer_that_fails_stops_every_lane_when_the_others_have_landed(lane
             if task.index == 0:
                 raise OSError(5, "the drive is gone")
 
-        return wait if task.lane in DRIVES_LANES else None
+        return wait if task.lane in DRIVE_LANES else None
 
     schedule = make_schedule((Lane.SSD_WRITE, ()), (Lane.SSD_WRITE, ()), (Lane.SSD_READ, ()), (Lane.CPU, (0,)))
     with pytest.raises(OSError, match="the drive is gone"):
@@ -208,10 +209,28 @@ def test_a_transfer_that_fails_stops_every_lane_when_the_others_have_landed(lane
     assert sorted(landed) == sorted(began)
 
 
+@pytest.mark.parametrize("lane", DRIVE_LANES)
+def test_behind_a_transfer_that_failed_a_lane_starts_no_other(lanes, lane):
+    began = []
+
+    def start(task):
+        began.append(task.index)
+
+        def wait():
+            if task.index == 0:
+                raise OSError(5, "the drive is gone")
+
+        return wait
+
+    with pytest.raises(OSError, match="the drive is gone"):
+        lanes.execute(make_schedule(*[(lane, ())] * 6), all_ops(start))
+    assert set(began) <= set(range(TRANSFERS_IN_FLIGHT))
+
+
 def test_closing_ends_the_threads_and_may_be_done_twice():
     before = threading.active_count()
     lanes = Lanes(CPU)
-    assert threading.active_count() == before + len(Lane) + len(DRIVES_LANES)
+    assert threading.active_count() == before + len(Lane) + len(DRIVE_LANES)
     lanes.close()
     lanes.close()
     assert threading.active_count() == before
