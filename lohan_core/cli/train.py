@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Fine-tune a model; in a run directory that was begun before, go on from its last durable step.
 
-    Ctrl-C and SIGTERM finish the step in progress and save it.
+    Ctrl-C and SIGTERM finish the step in progress and save it; a second one ends the process at once.
     """
     from rich.console import Console
     from transformers.utils import logging as transformers_logging

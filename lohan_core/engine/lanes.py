@@ -36,7 +36,7 @@ GPU_LANES = (Lane.GPU, Lane.H2D, Lane.D2H)
 
 
 class _AbandonedError(Exception):
-    """Another lane failed: nothing more will be finished."""
+    """Another lane failed, or the run was interrupted: nothing more will be finished."""
 
 
 @define
@@ -62,9 +62,13 @@ class _Run:
     failed: bool = False
 
     def fail(self, error: BaseException) -> None:
-        """Remember the first error and wake everyone who waits."""
+        """Remember the first error, and abandon the run."""
         if not self.failed:
             self.failures.append(error)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Wake everyone who waits: nothing more will be finished."""
         self.failed = True
         for progress in self.progress:
             progress.issued.set()
@@ -170,10 +174,14 @@ class Lanes:
             for stream in self._streams.values():
                 stream.wait_event(base)
         stopped = {lane: threading.Event() for lane in Lane}
-        for lane in Lane:
-            self._inboxes[lane].put((run, [task for task in schedule.tasks if task.lane is lane], stopped[lane]))
-        for event in stopped.values():
-            event.wait()
+        try:
+            for lane in Lane:
+                self._inboxes[lane].put((run, [task for task in schedule.tasks if task.lane is lane], stopped[lane]))
+            for event in stopped.values():
+                event.wait()
+        except BaseException:  # Ctrl-C, maybe when some lanes have been told and now wait for those that were not
+            run.abandon()
+            raise
         for stream in self._streams.values():
             stream.synchronize()
         if run.failed:

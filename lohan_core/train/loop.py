@@ -54,7 +54,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
     with ExitStack() as stack:
         _prepare_directory(config)
         progress = stack.enter_context(RunProgress(console))
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(console))
         training = open_run_dataset(config, config.data.train)
         progress.say(f"{config.data.train.name}: {training.report}")
         evaluation = None

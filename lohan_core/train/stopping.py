@@ -6,13 +6,19 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from rich.console import Console
+
 __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM set ``signal_name`` instead of ending the process; a second one ends it."""
+    """While entered, Ctrl-C and SIGTERM set ``signal_name`` instead of ending the process.
 
-    def __init__(self) -> None:
+    A second one ends it at once, as ``kill -9`` would: unwinding could itself wait, and what is durable stays so.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self.signal_name: str | None = None
         self._previous: dict[int, object] = {}
 
@@ -33,5 +39,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal_name is not None:
-            raise KeyboardInterrupt
+            self._console.show_cursor()  # which a bar hides
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.signal_name = signal.Signals(number).name

@@ -82,8 +82,7 @@ def test_a_second_signal_does_not_wait(make_run, undisturbed):
     running.signal(signal.SIGINT)
     running.signal(signal.SIGCONT)
     ended = running.wait()
-    assert ended.code not in {0, 2}
-    assert "Traceback" not in ended.err
+    assert (ended.code, ended.err) == (-signal.SIGTERM, "")  # of two that wait, the one with the lower number is first
     finish(run, undisturbed)
 
 

@@ -227,6 +227,24 @@ def test_behind_a_transfer_that_failed_a_lane_starts_no_other(lanes, lane):
     assert set(began) <= set(range(TRANSFERS_IN_FLIGHT))
 
 
+@pytest.mark.parametrize("told", [0, 1, len(Lane) - 1])
+def test_an_interrupt_while_lanes_are_being_told_leaves_none_waiting_for_another(lanes, monkeypatch, told):
+    """A task of every lane comes after all of the lanes', so that those that were told wait for those that were not."""
+    schedule = make_schedule(*[(lane, ()) for lane in Lane], *[(lane, range(len(Lane))) for lane in Lane])
+
+    class Interrupted:
+        def put(self, _):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(lanes._inboxes, list(Lane)[told], Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            lanes.execute(schedule, all_ops(lambda _: None))
+    done = []
+    lanes.execute(schedule, all_ops(done.append))
+    assert sorted(task.index for task in done) == list(range(2 * len(Lane)))
+
+
 def test_closing_ends_the_threads_and_may_be_done_twice():
     before = threading.active_count()
     lanes = Lanes(CPU)
