@@ -1,6 +1,7 @@
 """Gradients on the GPU: summed over micro-batches in fp32, rounded once to G16.
 
-Those of a layer whose states live there end in the place of its weights, which have been used by then.
+Sums end in the place of the block's weights, which have been used by then; so do the gradients of a layer whose states
+live on the GPU, even of one micro-batch.
 """
 
 from __future__ import annotations
@@ -23,12 +24,20 @@ class Gradients:
     """Writes a micro-batch's gradients into the slots that its task holds."""
 
     def __init__(
-        self, blocks: Sequence[BlockLayout], buffers: Buffers, dtype: torch.dtype, states: States | None = None
+        self,
+        blocks: Sequence[BlockLayout],
+        buffers: Buffers,
+        dtype: torch.dtype,
+        *,
+        sums_apart: bool,
+        states: States | None = None,
     ) -> None:
         self._blocks = blocks
         self._at_home = {} if states is None else {i: record.values[WEIGHTS] for i, record in states.on_gpu.items()}
         self._buffers = buffers
         self._dtype = dtype
+        self._sums_apart = sums_apart
+        self._made_in = torch.float32 if sums_apart else dtype
 
     def begin(self, task: Task) -> None:
         """Zero the slots whose tenure begins: padding, and parameters that receive no gradient."""
@@ -42,24 +51,23 @@ class Gradients:
         gradient goes to the slot of the block that owns it.
         """
         block = self._blocks[task.block]
-        own = self._sum_slot(task, position=0)
+        own, *owners = self._made(task)
         for entry in block.slots:
             self._add_one(own, entry, data, gradients[entry.name])
-        if block.borrowed:
-            owners = self._sum_slot(task, position=1)
-            for borrowed in block.borrowed:
-                self._add_one(owners, borrowed.slot, data, gradients[borrowed.name])
+        for borrowed in block.borrowed:
+            self._add_one(owners[0], borrowed.slot, data, gradients[borrowed.name])
 
     def finish(self, task: Task, data: StepData) -> None:
-        """Round the block's sums to G16 and note their norm."""
+        """Bring the block's gradients to where they leave from or are used, rounded to G16, and note their norm."""
         elements = self._blocks[task.block].elements
-        computed = self._sum_slot(task, position=0)[:elements]
-        target = self._at_home.get(task.block)
-        if target is None:
-            target = self._flat(self._slots(task, "gradients")[0], self._dtype)[:elements]
-        if target.data_ptr() != computed.data_ptr():
-            target.copy_(computed)
-        data.norms[task.block] = torch.linalg.vector_norm(target, dtype=torch.float32)
+        gradients = self._made(task)[0][:elements]
+        place = self._at_home.get(task.block)
+        if place is None and self._sums_apart:
+            weights = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+            place = self._flat(weights, self._dtype)[:elements]
+        if place is not None:
+            gradients = place.copy_(gradients)
+        data.norms[task.block] = torch.linalg.vector_norm(gradients, dtype=torch.float32)
 
     def chunk(self, slot: Slot, start: int, stop: int) -> Tensor:
         """View elements ``start:stop`` of the G16 in a device slot."""
@@ -75,15 +83,9 @@ class Gradients:
             target.copy_(gradient)
             data.written.add(entry.name)
 
-    def _slots(self, task: Task, kind: str) -> list[Slot]:
-        """The task's gradient slots of one kind: the block's own, then the owner's of what it borrows."""
-        return [slot for slot in task.touches if slot.pool.endswith(kind)]
-
-    def _sum_slot(self, task: Task, position: int) -> Tensor:
-        sums = self._slots(task, "sums")
-        if sums:
-            return self._flat(sums[position], torch.float32)
-        return self._flat(self._slots(task, "gradients")[position], self._dtype)
+    def _made(self, task: Task) -> list[Tensor]:
+        """The vectors in which the task makes gradients: the block's own, then the owner's of what it borrows."""
+        return [self._flat(slot, self._made_in) for slot in task.touches if slot.pool.endswith("gradients")]
 
     def _flat(self, slot: Slot, dtype: torch.dtype) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(dtype)

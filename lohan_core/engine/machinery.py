@@ -24,6 +24,7 @@ from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_schedule, build_updates
+from lohan_core.schedule.sizes import sums_apart
 from lohan_core.schedule.task import Lane, Op, Schedule
 from lohan_core.store import Store
 from lohan_core.units import format_bytes
@@ -117,7 +118,7 @@ def build_machinery(
         fill_record(states.resident[index], blocks[index], parts.form, parts.checkpoint)
     lanes = Lanes(device)
     weights = Weights(blocks, states, buffers, dtype)
-    gradients = Gradients(blocks, buffers, dtype, states)
+    gradients = Gradients(blocks, buffers, dtype, sums_apart=sums_apart(profile, workload), states=states)
     compute = Compute(parts.model, plan, profile, weights=weights, gradients=gradients, device=device)
     activations = Activations(
         [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],

@@ -104,7 +104,7 @@ class Updates:
     def download(self, task: Task) -> None:
         """d2h: a chunk of G16 into its host slot, or to where it waits."""
         chunk = self._chunk(task)
-        slot = next(slot for slot in task.touches if slot.pool.endswith("gradients"))
+        slot = next(slot for slot in task.touches if slot.pool.endswith(("gradients", "weights")))
         source = self._gradients.chunk(slot, chunk.start, chunk.stop)
         self._host_gradient(task, chunk).copy_(source, non_blocking=True)
 

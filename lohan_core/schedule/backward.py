@@ -1,4 +1,9 @@
-"""Backward, blocks down: weights and kept bytes back ahead of need, gradients out, updates as soon as they may run."""
+"""Backward, blocks down: weights and kept bytes back ahead of need, gradients out, updates as soon as they may run.
+
+[Note: the place of G16] One micro-batch's gradients are G16, and leave from the slot in which they are made. Those of
+several, in a type narrower than fp32, are summed in fp32; the last micro-batch rounds the sum to G16 in the place of
+the block's weights, which have been used by then, and it leaves from there. A slot of sums is free at once.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,12 @@ from lohan_core.schedule.sizes import gradients_wait, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.schedule.update import WHOLE, LeavingGradients, emit_update_on_gpu
-from lohan_core.schedule.weights import load_weights, unload_weights
+from lohan_core.schedule.weights import load_weights
 
 __all__ = ["emit_backward"]
+
+Taken = tuple[Slot, tuple[int, ...]]
+"""A slot of a ring, and the tasks that must be finished before it is touched."""
 
 UPLOADS_IN_FLIGHT = 2  # bounds the GPU memory of kept bytes that are on their way back
 
@@ -21,12 +29,12 @@ def emit_backward(state: StepState) -> None:
     Each chunk's update follows its gradients at once, unless it must wait: then they are put aside for later.
     """
     way_back = _WayBack(state)
-    held_gradients, leaving = _emit_turn(state)
+    owners, leaving = _emit_turn(state)
     for index in reversed(state.layers):
-        load_weights(state, index)
-        if state.builder.rings["gradients"].pool.slots == 1:
+        if not _has_room(state, index):
             leaving.finish()  # this block needs the slot
-        gradients = _acquire_gradients(state, index)
+        load_weights(state, index)
+        gradients = _take_gradients(state, index)
         for micro_batch in state.micro_batches:
             way_back.emit_ahead(index, micro_batch)
             _emit_block(
@@ -38,19 +46,25 @@ def emit_backward(state: StepState) -> None:
                 uploads=way_back.uploads.pop((index, micro_batch), ()),
             )
             leaving.advance()
+        leaving.finish()
         # Behind this block's kept bytes, not before them: on h2d these weights wait for the drives, which may be behind
         # with the states of earlier blocks, and whatever is queued after them would wait too.
         _load_ahead(state, index)
-        leaving.finish()
-        leaving = _finish_block(state, index, gradients)
-    gradients = held_gradients or _acquire_gradients(state, 0)
+        leaving = _finish_block(state, index, gradients[0])
+    gradients = owners or _take_gradients(state, 0)
     for micro_batch in state.micro_batches:
         _emit_block(state, Op.BACKWARD, 0, micro_batch, gradients=gradients)
         leaving.advance()
     leaving.finish()
-    _finish_block(state, 0, gradients).finish()
+    _finish_block(state, 0, gradients[0]).finish()
     # After what was written, too: where the norm is not finite, the states of the step before are whole.
     state.builder.add(Op.NORM, after=(*state.last_backward.values(), *state.written.values()))
+
+
+def _has_room(state: StepState, index: int) -> bool:
+    """Whether there are slots for a layer's weights and gradients while those of the block before are leaving."""
+    rings = state.builder.rings
+    return bool(rings["gradients"].free and (index in state.loaded or rings["weights"].free))
 
 
 def _load_ahead(state: StepState, index: int) -> None:
@@ -103,21 +117,23 @@ class _WayBack:
         self.uploads[index, micro_batch] = (upload,)
 
 
-def _acquire_gradients(state: StepState, index: int) -> list[tuple[Slot, tuple[int, ...]]]:
-    """Take the slot for a block's G16 and, where sums are kept apart, the one for its fp32 sum."""
-    prefix = "" if state.block(index).role is Role.LAYER else "edge_"
-    names = [name for name in (f"{prefix}gradients", f"{prefix}sums") if name in state.builder.rings]
-    return [state.builder.rings[name].acquire() for name in names]
+def _take_gradients(state: StepState, index: int) -> Taken:
+    """Take the slot in which a block's gradients are made."""
+    if state.block(index).role is Role.LAYER:
+        name = "gradients"
+    else:
+        name = "owner_gradients" if index in state.block(state.postlude).borrows else "edge_gradients"
+    return state.builder.rings[name].acquire()
 
 
-def _emit_turn(state: StepState) -> tuple[list[tuple[Slot, tuple[int, ...]]], LeavingGradients]:
-    """Emit the postlude. A tied embedding's gradient begins here: the prelude's slots are then taken and returned."""
+def _emit_turn(state: StepState) -> tuple[Taken | None, LeavingGradients]:
+    """Emit the postlude. A tied embedding's gradient begins here: the prelude's slot is then taken, and returned."""
     index = state.postlude
-    gradients = _acquire_gradients(state, index)
-    held = _acquire_gradients(state, 0) if state.block(index).borrows else []
+    gradients = _take_gradients(state, index)
+    owners = _take_gradients(state, 0) if state.block(index).borrows else None
     for micro_batch in state.micro_batches:
-        _emit_block(state, Op.TURN, index, micro_batch, gradients=gradients, also=held)
-    return [(slot, ()) for slot, _ in held], _finish_block(state, index, gradients)
+        _emit_block(state, Op.TURN, index, micro_batch, gradients=gradients, owners=owners)
+    return owners and (owners[0], ()), _finish_block(state, index, gradients[0])
 
 
 def _emit_block(
@@ -126,20 +142,17 @@ def _emit_block(
     index: int,
     micro_batch: int,
     *,
-    gradients: list[tuple[Slot, tuple[int, ...]]],
+    gradients: Taken,
     uploads: tuple[int, ...] = (),
-    also: list[tuple[Slot, tuple[int, ...]]] | None = None,
+    owners: Taken | None = None,
 ) -> None:
     block, loaded = state.block(index), state.loaded[index]
     kept_seconds = sum(c.seconds for c in block.candidates if c.index in state.decisions(index).keep)
     source = index - 1 if op is Op.TURN else index + 1
     first, last = micro_batch == state.micro_batches[0], micro_batch == state.micro_batches[-1]
-    taken = [*gradients, *(also or [])]
+    taken = [gradients] if owners is None else [gradients, owners]
     slots = tuple(slot for slot, _ in taken)
-    # G16 itself is given back by its last download. A block that owns nothing has none; and where states live on the
-    # GPU, the last task puts G16 in the place of the weights.
-    stays = not block.elements or state.decisions(index).states is Tier.GPU
-    gives = [slot for slot, _ in gradients if stays or slot.pool.endswith("sums")]
+    leaves_from = _leaves_from(state, index, gradients[0])
     made = state.builder.add(
         op,
         block=index,
@@ -152,8 +165,8 @@ def _emit_block(
             *(task for _, free in taken for task in free if first),
         ),
         touches=(*loaded.slots, *slots),
-        takes=tuple(slot for slot, free in taken if slot not in state.held) if first else (),
-        gives=(*loaded.slots, *gives) if last else (),
+        takes=tuple(slot for slot in slots if slot not in state.held) if first else (),
+        gives=tuple(slot for slot in (*loaded.slots, gradients[0]) if last and slot != leaves_from),
     )
     if first:
         state.held.update(slots)
@@ -162,16 +175,26 @@ def _emit_block(
         state.last_backward[index] = made
 
 
-def _finish_block(state: StepState, index: int, gradients: list[tuple[Slot, tuple[int, ...]]]) -> LeavingGradients:
-    """Give weights and sums back; return G16 as it is about to leave."""
+def _leaves_from(state: StepState, index: int, gradients: Slot) -> Slot | None:
+    """Tell which slot a block's G16 leaves from; its last download gives that back.
+
+    None leaves where the block owns nothing, or where its states live on the GPU, in the place of whose weights it is.
+    """
+    if not state.block(index).elements or state.decisions(index).states is Tier.GPU:
+        return None
+    return state.loaded[index].slots[0] if state.sums_apart else gradients
+
+
+def _finish_block(state: StepState, index: int, gradients: Slot) -> LeavingGradients:
+    """Give back what backward is through with; return G16 as it is about to leave."""
     last = state.last_backward[index]
-    unload_weights(state, index, last)
-    state.held.difference_update(slot for slot, _ in gradients)
-    (slot, _), *sums = gradients
-    for sum_slot, _ in sums:
-        state.builder.rings[sum_slot.pool].release(sum_slot, [last])
+    leaves_from = _leaves_from(state, index, gradients)
+    for slot in (*state.loaded.pop(index).slots, gradients):
+        if slot != leaves_from:
+            state.builder.rings[slot.pool].release(slot, [last])
+    state.held.discard(gradients)
     if state.decisions(index).states is Tier.GPU:
         state.waiting[index, WHOLE] = (last,)
         if state.block(index).elements and not gradients_wait(state.workload, state.decisions(index)):
             emit_update_on_gpu(state, index)
-    return LeavingGradients(state, index, slot)
+    return LeavingGradients(state, index, leaves_from)

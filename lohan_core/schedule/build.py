@@ -7,12 +7,14 @@ serial execution and no lane can wait for another in a circle.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lohan_core.plan import Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.schedule.backward import emit_backward
 from lohan_core.schedule.builder import Builder
 from lohan_core.schedule.forward import emit_forward
-from lohan_core.schedule.sizes import kept_bytes, resident_bytes
+from lohan_core.schedule.sizes import SUM_BYTES, kept_bytes, resident_bytes, sums_apart
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Schedule
 from lohan_core.schedule.update import emit_deferred_updates, emit_waiting_updates
@@ -93,24 +95,23 @@ def _fetched_elements(block: BlockProfile, profile: Profile) -> int:
 def _declare_device_pools(builder: Builder, profile: Profile, workload: Workload) -> None:
     layers = [block for block in profile.blocks if block.role is Role.LAYER]
     edges = [block for block in profile.blocks if block.role is not Role.LAYER]
-    layer_elements = max(block.elements for block in layers)
-    edge_elements = max(block.elements for block in edges)
+    owners = [profile.blocks[index] for index in sorted({owner for block in edges for owner in block.borrows})]
+    longest = max(block.elements for block in layers)
     fetched = max(_fetched_elements(block, profile) for block in edges)
     size = profile.weight_bytes
-    builder.add_pool("weights", Tier.GPU, layer_elements * size, min(workload.layer_slots, len(layers)))
+    builder.add_pool("weights", Tier.GPU, longest * size, min(workload.layer_slots, len(layers)))
     builder.add_pool("edge_weights", Tier.GPU, fetched * size, 1)
-    builder.add_pool("gradients", Tier.GPU, layer_elements * size, min(workload.gradient_slots, len(layers)))
+    slots = min(workload.gradient_slots, len(layers))
+    if sums_apart(profile, workload):
+        size, slots = SUM_BYTES, 1  # free as soon as its sum is rounded
+    builder.add_pool("gradients", Tier.GPU, longest * size, slots)
     # A tied embedding's gradient is there from the postlude's turn on; else the postlude's has left when it begins.
-    edge_slots = 2 if any(block.borrows for block in edges) else 1
-    builder.add_pool("edge_gradients", Tier.GPU, edge_elements * size, edge_slots)
-    if accumulates_apart(profile, workload):
-        builder.add_pool("sums", Tier.GPU, layer_elements * 4, 1)
-        builder.add_pool("edge_sums", Tier.GPU, edge_elements * 4, edge_slots)
+    builder.add_pool("edge_gradients", Tier.GPU, _longest([b for b in edges if b not in owners]) * size, 1)
+    builder.add_pool("owner_gradients", Tier.GPU, _longest(owners) * size, len(owners))
 
 
-def accumulates_apart(profile: Profile, workload: Workload) -> bool:
-    """Whether gradients are summed in fp32 beside the G16 buffer: several micro-batches in a narrower type."""
-    return workload.micro_batches > 1 and profile.weight_bytes < 4
+def _longest(blocks: Iterable[BlockProfile]) -> int:
+    return max((block.elements for block in blocks), default=0)
 
 
 def _declare_host_pools(builder: Builder, plan: Plan, profile: Profile, workload: Workload) -> None:

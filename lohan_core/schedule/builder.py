@@ -22,21 +22,26 @@ class Ring:
     """
 
     pool: Pool
-    _free: deque[tuple[int, tuple[int, ...]]] = field(init=False)
+    _given_back: deque[tuple[int, tuple[int, ...]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._free = deque((index, ()) for index in range(self.pool.slots))
+        self._given_back = deque((index, ()) for index in range(self.pool.slots))
+
+    @property
+    def free(self) -> int:
+        """How many slots have been given back, or not yet been taken."""
+        return len(self._given_back)
 
     def acquire(self) -> tuple[Slot, tuple[int, ...]]:
         """Take the slot that was given back first. The schedule must have given one back: it is a list, not a lock."""
-        if not self._free:
+        if not self._given_back:
             raise RuntimeError(f"schedule takes more slots of {self.pool.name!r} than its {self.pool.slots}")
-        index, after = self._free.popleft()
+        index, after = self._given_back.popleft()
         return Slot(self.pool.name, index), after
 
     def release(self, slot: Slot, after: Iterable[int]) -> None:
         """Give a slot back once the tasks ``after`` are finished."""
-        self._free.append((slot.index, tuple(after)))
+        self._given_back.append((slot.index, tuple(after)))
 
 
 @define

@@ -17,7 +17,11 @@ __all__ = [
     "kept_bytes",
     "resident_bytes",
     "saving_bytes",
+    "sums_apart",
 ]
+
+SUM_BYTES = 4
+"""Of an element of a sum in fp32."""
 
 
 @frozen(kw_only=True)
@@ -66,6 +70,11 @@ def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:
     It waits for the global norm to clip by, or for the next step's forward, or because the user asked for ``serial``.
     """
     return workload.clips or workload.update is Update.SERIAL or decisions.deferred
+
+
+def sums_apart(profile: Profile, workload: Workload) -> bool:
+    """Whether gradients are summed in fp32 apart from G16: several micro-batches in a narrower type."""
+    return workload.micro_batches > 1 and profile.weight_bytes < SUM_BYTES
 
 
 def saving_bytes(profile: Profile) -> int:

@@ -10,7 +10,7 @@ from lohan_core.layout import Chunk
 from lohan_core.plan import BlockPlan, Plan, Workload
 from lohan_core.profile import BlockProfile, Profile
 from lohan_core.schedule.builder import Builder
-from lohan_core.schedule.sizes import chunks_of, gradients_wait
+from lohan_core.schedule.sizes import chunks_of, gradients_wait, sums_apart
 from lohan_core.schedule.task import Slot
 
 __all__ = ["Loaded", "StepState"]
@@ -59,6 +59,11 @@ class StepState:
     def micro_batches(self) -> range:
         """Their indices, in the order of every block: gradients are always summed in this order."""
         return range(self.workload.micro_batches)
+
+    @property
+    def sums_apart(self) -> bool:
+        """Whether gradients are summed in fp32, and rounded to G16 in the place of the block's weights."""
+        return sums_apart(self.profile, self.workload)
 
     @property
     def layers(self) -> range:

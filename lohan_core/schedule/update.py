@@ -47,10 +47,11 @@ class LeavingGradients:
     way back from the drives, and nothing overtakes on a lane: backward would wait until the updates have read on.
     """
 
-    def __init__(self, state: StepState, index: int, slot: Slot) -> None:
+    def __init__(self, state: StepState, index: int, slot: Slot | None) -> None:
+        """``slot`` is where a block's G16 is; None if it does not leave."""
         self._state = state
         self._slot = slot
-        self._downloads = _gradients_out(state, index, slot)
+        self._downloads = iter(()) if slot is None else _gradients_out(state, index, slot)
         self._share = -(-len(state.chunks(index)) // len(state.micro_batches))
         self._last = state.last_backward[index]
         self._finished = False
@@ -67,7 +68,8 @@ class LeavingGradients:
         self._finished = True
         for download in self._downloads:
             self._last = download
-        self._state.builder.rings[self._slot.pool].release(self._slot, [self._last])
+        if self._slot is not None:
+            self._state.builder.rings[self._slot.pool].release(self._slot, [self._last])
 
 
 def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[int]:
@@ -77,8 +79,6 @@ def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[in
         Each chunk's download; after the last the device slot is free.
     """
     chunks, decisions = state.chunks(index), state.decisions(index)
-    if decisions.states is Tier.GPU:
-        return  # they are where they wait already
     waits = gradients_wait(state.workload, decisions)
     in_place = decisions.states is Tier.HOST  # where the weights are: nobody reads those before they are updated
     for chunk in chunks:

@@ -8,10 +8,9 @@ from lohan_core.schedule.task import DRIVE_LANES, TRANSFERS_IN_FLIGHT, Lane, Op,
 
 WRITES = {
     "staging": {Op.FETCH_WEIGHTS},
-    "weights": {Op.UPLOAD_WEIGHTS},
+    "weights": {Op.UPLOAD_WEIGHTS, Op.TURN, Op.BACKWARD},  # by the last of several micro-batches, with their G16
     "spill": {Op.OFFLOAD, Op.UNSPILL},
     "gradients": {Op.TURN, Op.BACKWARD},
-    "sums": {Op.TURN, Op.BACKWARD},
     "gradient_chunks": {Op.DOWNLOAD_GRADIENT, Op.FETCH_GRADIENT},
     "records": {Op.READ_STATES, Op.UPDATE},
 }
@@ -20,7 +19,7 @@ WRITES = {
 
 def writes(task: Task, slot: Slot) -> bool:
     """Tell whether a task changes a slot that it touches."""
-    return task.op in WRITES[slot.pool.removeprefix("edge_")]
+    return task.op in WRITES[slot.pool.removeprefix("edge_").removeprefix("owner_")]
 
 
 class HappensBefore:

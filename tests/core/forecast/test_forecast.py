@@ -23,6 +23,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.plan import Tier, Update, plannable_gpu_bytes
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
 from lohan_core.reference.planners import KEEP_NOTHING
+from lohan_core.schedule.build import build_memory
 from lohan_core.schedule.task import Lane
 from lohan_core.states import StateVector
 
@@ -182,8 +183,9 @@ def test_a_batch_that_only_fits_whole_is_found():
     def make(size):
         return profile_of(size, gpu_seconds=1e-6, row_bytes=0, **slow_drives)
 
-    whole = forecast_of(make(2), batch_size=2).peak_bytes[Tier.GPU]
-    case = case_with(gpu_limit_bytes=whole)
+    plan, workload = case_with().plan(make(2), 1)
+    leanest = build_memory(plan, make(2), evolve(workload, layer_slots=1, gradient_slots=1))
+    case = case_with(gpu_limit_bytes=least_gpu_bytes(leanest.bytes_on(Tier.GPU)))
     with pytest.raises(PlanError, match="on gpu"):
         case.plan(make(1), 2)
     advice = recommend_batch(case, make, (1, 2))

@@ -99,6 +99,24 @@ def test_a_block_computes_with_all_its_weights(kind, problem):
 
 
 @given(problem=problems())
+def test_gradients_leave_from_where_they_are_rounded(problem):
+    """Sums of several micro-batches become G16 in the place of the weights; their own slots are free by then."""
+    schedule = build(problem)
+    apart = problem.workload.micro_batches > 1 and problem.profile.weight_bytes < 4
+    assert all(pool.slots <= 1 for pool in schedule.pools.values() if apart and pool.name.endswith("gradients"))
+    periods = tenures(schedule)
+    downloads = tasks_of(schedule, Op.DOWNLOAD_GRADIENT)
+    for task in downloads:
+        (slot,) = (slot for slot in task.touches if slot.pool.endswith("weights" if apart else "gradients"))
+        (tenants,) = (tenants for tenants in periods[slot] if task in tenants)
+        assert {tenant.block for tenant in tenants if tenant.op is not Op.TURN} <= {task.block}
+    away = [i for i, d in enumerate(problem.plan.blocks) if d.states is not Tier.GPU]
+    assert sum(task.work for task in downloads) == sum(
+        problem.profile.blocks[index].elements * problem.profile.weight_bytes for index in away
+    )
+
+
+@given(problem=problems())
 def test_each_micro_batch_goes_up_and_comes_down(problem):
     schedule = build(problem)
     before = HappensBefore(schedule)
@@ -331,4 +349,4 @@ def test_training_pools_serve_every_schedule(problem):
     assert all(build(problem, kind).pools == training for kind in BUILDERS)
     more = evolve(problem.workload, micro_batches=problem.workload.micro_batches + 1)
     for name, pool in build(evolve(problem, workload=more), "evaluation").pools.items():
-        assert name.endswith("sums") or pool == training[name]
+        assert name.endswith("gradients") or pool == training[name]
