@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lohan_core.engine.backward import backward
 from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action
 from lohan_core.engine.step import Saved, StepData
@@ -132,14 +134,10 @@ class Compute:
         self, task: Task, output: Tensor, hidden: Tensor | None, views: Mapping[str, Tensor], gradient: Tensor
     ) -> None:
         data = self.data
-        names = list(views)
-        inputs: Sequence[Tensor] = [views[name] for name in names]
-        if hidden is not None:
-            inputs = [hidden, *inputs]
-        results = list(torch.autograd.grad(output, inputs, gradient, allow_unused=True))
-        if hidden is not None:
-            data.gradient[task.micro_batch] = results.pop(0)
-        self._gradients.add(task, data, dict(zip(names, results, strict=True)))
+        take = partial(self._gradients.add, task, data)
+        given = backward(output, gradient, views, take, hidden=hidden)
+        if given is not None:
+            data.gradient[task.micro_batch] = given
         if task.micro_batch == len(data.inputs) - 1:
             self._gradients.finish(task, data)
 

@@ -34,6 +34,7 @@ class Gradients:
     ) -> None:
         self._blocks = blocks
         self._at_home = {} if states is None else {i: record.values[WEIGHTS] for i, record in states.on_gpu.items()}
+        self._places = [_places(block) for block in blocks]
         self._buffers = buffers
         self._dtype = dtype
         self._sums_apart = sums_apart
@@ -44,18 +45,19 @@ class Gradients:
         for slot in task.takes:
             self._buffers.slot(slot.pool, slot.index).zero_()
 
-    def add(self, task: Task, data: StepData, gradients: dict[str, Tensor | None]) -> None:
-        """Add one micro-batch's gradients, by parameter name; None counts as zero.
+    def add(self, task: Task, data: StepData, name: str, gradient: Tensor) -> None:
+        """Add one micro-batch's gradient of one parameter. What is never added stays zero.
 
         The first is written, not added to zero, which would lose the sign of a negative zero. A tied parameter's
         gradient goes to the slot of the block that owns it.
         """
-        block = self._blocks[task.block]
-        own, *owners = self._made(task)
-        for entry in block.slots:
-            self._add_one(own, entry, data, gradients[entry.name])
-        for borrowed in block.borrowed:
-            self._add_one(owners[0], borrowed.slot, data, gradients[borrowed.name])
+        position, entry = self._places[task.block][name]
+        target = self._made(task)[position][entry.offset : entry.stop].view(entry.shape)
+        if entry.name in data.written:
+            target.add_(gradient)
+        else:
+            target.copy_(gradient)
+            data.written.add(entry.name)
 
     def finish(self, task: Task, data: StepData) -> None:
         """Bring the block's gradients to where they leave from or are used, rounded to G16, and note their norm."""
@@ -73,19 +75,15 @@ class Gradients:
         """View elements ``start:stop`` of the G16 in a device slot."""
         return self._flat(slot, self._dtype)[start:stop]
 
-    def _add_one(self, flat: Tensor, entry: ParameterSlot, data: StepData, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
-        target = flat[entry.offset : entry.stop].view(entry.shape)
-        if entry.name in data.written:
-            target.add_(gradient)
-        else:
-            target.copy_(gradient)
-            data.written.add(entry.name)
-
     def _made(self, task: Task) -> list[Tensor]:
         """The vectors in which the task makes gradients: the block's own, then the owner's of what it borrows."""
         return [self._flat(slot, self._made_in) for slot in task.touches if slot.pool.endswith("gradients")]
 
     def _flat(self, slot: Slot, dtype: torch.dtype) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(dtype)
+
+
+def _places(block: BlockLayout) -> dict[str, tuple[int, ParameterSlot]]:
+    """Say for each parameter that a block uses in which vector its gradient is made: its own is 0, its owner's 1."""
+    own = {entry.name: (0, entry) for entry in block.slots}
+    return own | {borrowed.name: (1, borrowed.slot) for borrowed in block.borrowed}

@@ -10,13 +10,14 @@ which the host runs ahead. (After an operator that makes the host wait, as exper
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lohan_core.engine.backward import backward
 from lohan_core.engine.cores import largest_cache_bytes
 from lohan_core.model.keep import nothing_saved
 
@@ -187,27 +188,27 @@ def with_backward(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Ca
     """Make it forward and backward, with respect to ``leaves``."""
 
     def forward_and_backward() -> None:
-        _gradients_of(leaves, run)
+        _differentiate(leaves, run, lambda *_: None)
 
     return forward_and_backward
 
 
 def with_gradients(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Callable[[], None]:
-    """As :func:`with_backward`, then gather the gradients in one flat vector and take its norm."""
+    """As :func:`with_backward`, gathering the gradients in one flat vector whose norm is taken."""
     flat = torch.empty_like(torch.cat([leaf.detach().flatten() for leaf in leaves.values()]))
-    parts = flat.split([leaf.numel() for leaf in leaves.values()])
+    sizes = [leaf.numel() for leaf in leaves.values()]
+    parts = {name: part.view_as(leaves[name]) for name, part in zip(leaves, flat.split(sizes), strict=True)}
 
     def forward_backward_and_norm() -> None:
-        gradients = _gradients_of(leaves, run)
         flat.zero_()
-        for part, gradient in zip(parts, gradients, strict=True):
-            if gradient is not None:
-                part.copy_(gradient.flatten())
+        _differentiate(leaves, run, lambda name, gradient: parts[name].copy_(gradient))
         torch.linalg.vector_norm(flat, dtype=torch.float32)
 
     return forward_backward_and_norm
 
 
-def _gradients_of(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Sequence[Tensor | None]:
+def _differentiate(
+    leaves: Mapping[str, Tensor], run: Callable[[], Tensor], take: Callable[[str, Tensor], object]
+) -> None:
     output = run()
-    return torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+    backward(output, torch.ones_like(output), leaves, take)

@@ -52,7 +52,7 @@ def test_one_micro_batch_s_gradients_are_written_as_they_are(dtype):
     gradients, data = make_gradients(dtype, sums_apart=False), make_data()
     work = task(0, WEIGHTS, MADE, takes=(MADE,))
     gradients.begin(work)
-    gradients.add(work, data, {"embedding": torch.full((3, 2), -0.0, dtype=dtype), "bias": None})
+    gradients.add(work, data, "embedding", torch.full((3, 2), -0.0, dtype=dtype))
     gradients.finish(work, data)
     assert torch.signbit(value_of(gradients, MADE, PRELUDE.slots[0])).all()
     everything = gradients.chunk(MADE, 0, PRELUDE.elements)
@@ -66,11 +66,7 @@ def test_several_are_summed_in_fp32_and_rounded_once_in_the_place_of_the_weights
     gradients, data = make_gradients(torch.bfloat16, sums_apart=True), make_data()
     gradients.begin(task(0, WEIGHTS, MADE, takes=(MADE,)))
     for value in (256.0, 1.0, 1.0):
-        gradients.add(
-            task(0, WEIGHTS, MADE),
-            data,
-            {"embedding": torch.full((3, 2), value, dtype=torch.bfloat16), "bias": None},
-        )
+        gradients.add(task(0, WEIGHTS, MADE), data, "embedding", torch.full((3, 2), value, dtype=torch.bfloat16))
     gradients.finish(task(0, WEIGHTS, MADE), data)
     assert value_of(gradients, WEIGHTS, PRELUDE.slots[0]).eq(258).all()
     assert value_of(gradients, WEIGHTS, PRELUDE.slots[1]).eq(0).all()
@@ -84,12 +80,12 @@ def test_a_tied_parameter_s_gradient_goes_to_its_owner(sums_apart):
     turn, work = task(1, WEIGHTS, MADE, OWNERS, takes=(MADE, OWNERS)), task(0, WEIGHTS, OWNERS)
     own, owners = (WEIGHTS, WEIGHTS) if sums_apart else (MADE, OWNERS)
     gradients.begin(turn)
-    gradients.add(turn, data, {"norm": torch.ones(2, dtype=dtype), "embedding": torch.ones(3, 2, dtype=dtype)})
+    gradients.add(turn, data, "norm", torch.ones(2, dtype=dtype))
+    gradients.add(turn, data, "embedding", torch.ones(3, 2, dtype=dtype))
     gradients.finish(turn, data)
     assert value_of(gradients, own, POSTLUDE.slots[0]).eq(1).all()
-    gradients.add(
-        work, data, {"embedding": torch.full((3, 2), 4.0, dtype=dtype), "bias": torch.ones(2, dtype=dtype)}
-    )
+    gradients.add(work, data, "embedding", torch.full((3, 2), 4.0, dtype=dtype))
+    gradients.add(work, data, "bias", torch.ones(2, dtype=dtype))
     gradients.finish(work, data)
     assert value_of(gradients, owners, PRELUDE.slots[0]).eq(5).all()
     assert value_of(gradients, owners, PRELUDE.slots[1]).eq(1).all()
