@@ -13,7 +13,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from lohan_core.errors import LohanError
+from lohan_core.errors import PlanError
 from lohan_core.layout import round_up
 
 __all__ = ["allocate_host", "pinned_bytes"]
@@ -33,14 +33,14 @@ def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
         uint8, shape (size_bytes,). The pages are unmapped when the last view of it goes.
 
     Raises:
-        LohanError: the kernel or the driver has not as much to give.
+        PlanError: the kernel or the driver has not as much to give.
     """
     if size_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
         pages = mmap.mmap(-1, round_up(size_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise LohanError(f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host") from error
+        raise PlanError(f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host") from error
     # Huge pages are few and contiguous pieces for a drive's DMA: direct I/O measured up to twice as fast, at a third of
     # the processor time. A kernel without them refuses, and has lost nothing else.
     with suppress(OSError):
@@ -61,7 +61,7 @@ def _register(pages: mmap.mmap, buffer: Tensor) -> None:
     address = buffer.data_ptr()
     status = runtime.cudaHostRegister(address, buffer.numel(), 0)
     if int(status) != 0:
-        raise LohanError(
+        raise PlanError(
             f"memory.host: the driver cannot pin {buffer.numel()} bytes ({status}); lower memory.host or raise the "
             "limit on locked memory (ulimit -l)"
         )

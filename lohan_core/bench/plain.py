@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -267,7 +268,8 @@ class PlainProcess:
             PlainOutOfMemoryError: the device has not enough memory.
             LohanError: it failed for another reason.
         """
-        self._connection.send(number)
+        with suppress(ConnectionError):  # what became of the process is found out when its answer is waited for
+            self._connection.send(number)
         step = self._receive()
         assert isinstance(step, PlainStep)  # noqa: S101 - the other end is below
         return step
@@ -280,7 +282,7 @@ class PlainProcess:
     def _receive(self) -> object:
         try:
             answer = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise LohanError(f"plain PyTorch's process ended with code {self._process.exitcode}") from None
         if isinstance(answer, _Failure):

@@ -13,21 +13,18 @@ from lohan_core.plan import Budget, Tier
 __all__ = ["group_by_memory"]
 
 
-def group_by_memory(
-    needs: Mapping[str, Mapping[Tier, int]], budget: Budget, *, one_memory: bool
-) -> tuple[tuple[str, ...], ...]:
+def group_by_memory(needs: Mapping[str, Mapping[Tier, int]], budget: Budget) -> tuple[tuple[str, ...], ...]:
     """Put each plan into the first group that has room for it on every tier, or into a new one.
 
     Args:
         needs: by planner, the bytes that its plan takes on each tier.
         budget: what there is.
-        one_memory: whether gpu and host are the same memory, as where the CPU computes.
     """
     room = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
     groups: list[list[str]] = []
     for planner in needs:
         for group in groups:
-            if _fit([needs[name] for name in (*group, planner)], room, one_memory=one_memory):
+            if _fit([needs[name] for name in (*group, planner)], room):
                 group.append(planner)
                 break
         else:
@@ -35,8 +32,6 @@ def group_by_memory(
     return tuple(tuple(group) for group in groups)
 
 
-def _fit(needs: Sequence[Mapping[Tier, int]], room: Mapping[Tier, int], *, one_memory: bool) -> bool:
+def _fit(needs: Sequence[Mapping[Tier, int]], room: Mapping[Tier, int]) -> bool:
     taken = {tier: sum(need[tier] for need in needs) for tier in Tier}
-    if one_memory and taken[Tier.GPU] + taken[Tier.HOST] > min(room[Tier.GPU], room[Tier.HOST]):
-        return False
     return all(taken[tier] <= room[tier] for tier in Tier)

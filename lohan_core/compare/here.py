@@ -51,7 +51,7 @@ def compare_here(
         shuffle=config.data.shuffle,
     )
     with deterministic_kernels(resolve_device(config.run.device)):
-        profile = _measure(config, batches[0], registry, report)
+        profile = _measure(config, batches.sample(), registry, report)
         foreseen = predict_all(opened, profile, config, report)
         return _run_all(foreseen, config, batches, registry, report, steps=steps)
 
@@ -73,7 +73,6 @@ def _run_all(
     groups = group_by_memory(
         {name: prediction.peak_bytes for name, prediction in predictions.items()},
         foreseen.budget,
-        one_memory=resolve_device(config.run.device).type == "cpu",
     )
     measured: dict[str, Measurement] = {}
     failed: dict[str, str] = {}

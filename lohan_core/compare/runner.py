@@ -51,7 +51,7 @@ def carry_out(
     try:
         for name, (config, prediction) in runs.items():
             try:
-                runners[name] = _Runner.open(config, prediction, batches[0], registry, report)
+                runners[name] = _Runner.open(config, prediction, batches.sample(), registry, report)
             except PlanError as error:
                 failed[name] = str(error)
         _take_turns(runners, failed, batches, UNCOUNTED_STEPS + steps, report)

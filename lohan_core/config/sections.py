@@ -166,8 +166,9 @@ class MemoryConfig:
     """How much of each tier the run may use.
 
     Attributes:
-        gpu: Device memory; `null`: what is free at the start.
-        host: Host memory; `null`: what is free at the start.
+        gpu: Device memory; `null`: what is free at the start. A sixteenth of it is left to the allocator.
+        host: Host memory; `null`: what is free at the start, less a sixteenth, at most 8 GiB. Where the CPU computes,
+            half of that, the other half being for `gpu`; what a limit leaves of one goes to the other.
         ssd: Space in the storage backend; `null`: what is free at the start.
         chunk: Size of one fp32 chunk buffer, the unit in which states are read, updated and written; a multiple of
             16 KiB. The results do not depend on it.

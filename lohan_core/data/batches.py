@@ -61,6 +61,14 @@ class Batches:
         )
         return _batch(self.dataset, rows.tolist(), self.micro_batch_size)
 
+    def sample(self) -> Batch:
+        """Return the first batch with one row exchanged for :meth:`Dataset.masked_row`.
+
+        Whatever a model makes of documents and padding, and needs for it, this batch shows: memory is planned by it.
+        """
+        rows = rows_of_step(0, rows=len(self.dataset), batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle)
+        return _batch(self.dataset, [self.dataset.masked_row(), *rows.tolist()[1:]], self.micro_batch_size)
+
 
 def evaluation_batches(dataset: Dataset, *, batch_size: int, micro_batch_size: int) -> Iterator[Batch]:
     """Every row once, in order. The last batch, and its last micro-batch, may be smaller."""

@@ -74,6 +74,14 @@ class Dataset:
             positions.append(np.arange(span.stop - span.start))
         return Row(*(np.concatenate(parts).astype(np.int64) for parts in (ids, labels, positions)))
 
+    def masked_row(self) -> int:
+        """Return a row that needs an attention mask, if any does: of several documents, or else the least filled."""
+        layout = self._layout
+        documents = np.diff(layout.row_offsets)
+        if documents.max() > 1:
+            return int(documents.argmax())
+        return int((np.asarray(layout.stop) - np.asarray(layout.start)).argmin())  # one piece to each row
+
 
 def open_dataset(
     paths: Sequence[Path | str],

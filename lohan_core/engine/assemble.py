@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lohan_core.backend import Kind
+from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config, Durability
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.engine import Engine
@@ -30,7 +31,7 @@ from lohan_core.interfaces.storage import Storage
 from lohan_core.model.choices import Attention
 from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
-from lohan_core.plan import Budget, Plan, Workload, plannable_gpu_bytes
+from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
@@ -169,12 +170,13 @@ def _workload(config: Config, sample: Batch, chunk_elements: int) -> Workload:
 
 def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
     """What the user allows, or what is free; the run's own extents count as free."""
-    memory = config.memory
-    free_host = psutil.virtual_memory().available
-    free_ssd = storage.capacity().free_bytes + sum(storage.extents().values())
-    free_gpu = free_device_bytes(resolve_device(config.run.device))
-    return Budget(
-        gpu_bytes=plannable_gpu_bytes(min(memory.gpu or profile.machine.gpu_bytes, free_gpu)),
-        host_bytes=min(memory.host or free_host, free_host),
-        ssd_bytes=min(memory.ssd or free_ssd, free_ssd),
+    memory, device = config.memory, resolve_device(config.run.device)
+    return make_budget(
+        {
+            Tier.GPU: min(profile.machine.gpu_bytes, free_device_bytes(device)),
+            Tier.HOST: psutil.virtual_memory().available,
+            Tier.SSD: storage.capacity().free_bytes + sum(storage.extents().values()),
+        },
+        {Tier.GPU: memory.gpu, Tier.HOST: memory.host, Tier.SSD: memory.ssd},
+        one_memory=device.type == "cpu",
     )

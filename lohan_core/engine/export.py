@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from attrs import evolve
 
 from lohan_core.config.sections import Config
 from lohan_core.engine.parts import Report, open_parts, take_up_store
 from lohan_core.engine.states import parameters_in_store
+from lohan_core.model.choices import Attention, Loss
 from lohan_core.registry import Registry
 from lohan_core.weights import write_model
 
@@ -31,6 +33,8 @@ def export_run(config: Config, out: Path, dtype: torch.dtype, *, registry: Regis
     Raises:
         LohanError: there is no such run, it is in use, or ``out`` cannot be written.
     """
+    # How the model attends and finds its loss does not matter here, and may need a GPU.
+    config = evolve(config, model=evolve(config.model, attention=Attention.AUTO, loss=Loss.WHOLE))
     parts = open_parts(config, registry, torch.device("cpu"), existing=True)
     try:
         store = take_up_store(parts, parts.directory.manifest.identity, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from attrs import define
@@ -116,43 +117,47 @@ def build_machinery(
     states = States(blocks, plan, parts.form, store, workload.chunk_elements, device=device)
     for index in sorted(states.unstored):
         fill_record(states.resident[index], blocks[index], parts.form, parts.checkpoint)
-    lanes = Lanes(device)
-    weights = Weights(blocks, states, buffers, dtype)
-    gradients = Gradients(blocks, buffers, dtype, sums_apart=sums_apart(profile, workload), states=states)
-    compute = Compute(parts.model, plan, profile, weights=weights, gradients=gradients, device=device)
-    activations = Activations(
-        [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],
-        workload.micro_batches,
-        buffers=buffers,
-        storage=parts.storage,
-        device=device,
-        streams={lane: stream for lane in Lane if (stream := lanes.stream(lane)) is not None},
-    )
-    updates = Updates(
-        blocks,
-        plan,
-        states=states,
-        gradients=gradients,
-        buffers=buffers,
-        optimizer=parts.optimizer,
-        gpu_optimizer=_gpu_optimizer(parts, device) if states.on_gpu else None,
-        storage=parts.storage,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        workload=workload,
-        pin=pin,
-    )
-    return Machinery(
-        plan=plan,
-        profile=profile,
-        workload=workload,
-        schedule=schedule,
-        first_schedule=build_schedule(plan, profile, workload, pending=False),
-        updates_schedule=build_updates(plan, profile, workload),
-        states=states,
-        lanes=lanes,
-        actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},
-        compute=compute,
-        activations=activations,
-        updates=updates,
-    )
+    with ExitStack() as on_failure:
+        lanes = Lanes(device)
+        on_failure.callback(lanes.close)
+        weights = Weights(blocks, states, buffers, dtype)
+        gradients = Gradients(blocks, buffers, dtype, sums_apart=sums_apart(profile, workload), states=states)
+        compute = Compute(parts.model, plan, profile, weights=weights, gradients=gradients, device=device)
+        activations = Activations(
+            [plan_packing(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)],
+            workload.micro_batches,
+            buffers=buffers,
+            storage=parts.storage,
+            device=device,
+            streams={lane: stream for lane in Lane if (stream := lanes.stream(lane)) is not None},
+        )
+        updates = Updates(
+            blocks,
+            plan,
+            states=states,
+            gradients=gradients,
+            buffers=buffers,
+            optimizer=parts.optimizer,
+            gpu_optimizer=_gpu_optimizer(parts, device) if states.on_gpu else None,
+            storage=parts.storage,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            workload=workload,
+            pin=pin,
+        )
+        machinery = Machinery(
+            plan=plan,
+            profile=profile,
+            workload=workload,
+            schedule=schedule,
+            first_schedule=build_schedule(plan, profile, workload, pending=False),
+            updates_schedule=build_updates(plan, profile, workload),
+            states=states,
+            lanes=lanes,
+            actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},
+            compute=compute,
+            activations=activations,
+            updates=updates,
+        )
+        on_failure.pop_all()
+    return machinery

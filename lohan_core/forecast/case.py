@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
+from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config, Durability
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.layout import round_up
-from lohan_core.plan import Budget, Plan, Update, Workload, plannable_gpu_bytes
+from lohan_core.plan import Budget, Plan, Tier, Update, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Machine, Profile
 from lohan_core.states import StateVector, chunk_alignment
@@ -68,10 +69,10 @@ class Case:
 
     def budget(self, machine: Machine) -> Budget:
         """Return what of the machine the run may use."""
-        return Budget(
-            gpu_bytes=plannable_gpu_bytes(_least(machine.gpu_bytes, self.gpu_limit_bytes)),
-            host_bytes=_least(machine.host_bytes, self.host_limit_bytes),
-            ssd_bytes=_least(machine.ssd_bytes, self.ssd_limit_bytes),
+        return make_budget(
+            {Tier.GPU: machine.gpu_bytes, Tier.HOST: machine.host_bytes, Tier.SSD: machine.ssd_bytes},
+            {Tier.GPU: self.gpu_limit_bytes, Tier.HOST: self.host_limit_bytes, Tier.SSD: self.ssd_limit_bytes},
+            one_memory=machine.cpu_computes,
         )
 
     def plan(self, profile: Profile, micro_batches: int) -> tuple[Plan, Workload]:
@@ -85,7 +86,3 @@ class Case:
     def with_planner(self, planner: Planner) -> Case:
         """Return the same case for another planner."""
         return evolve(self, planner=planner)
-
-
-def _least(there_is: int, allowed: int | None) -> int:
-    return there_is if allowed is None else min(there_is, allowed)

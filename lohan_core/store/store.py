@@ -232,14 +232,16 @@ class Store:
             unwritten = self._versions.unwritten()
             if unwritten:
                 raise ValueError(f"extents were never written: {', '.join(unwritten)}")
+            commit = Commit(step=step, progress=dict(progress), extents=self._versions.records())
             try:
                 self._storage.sync()
-            except StorageError as error:
+                self._replace_manifest(evolve(self._manifest, commit=commit, overwriting=False))
+                self._versions.commit()
+            except ValueError:
+                raise  # progress was not JSON: what was true remains so
+            except BaseException as error:  # an interrupt too: what is true now is on the drives, and not known here
                 self._failure = error
                 raise
-            commit = Commit(step=step, progress=dict(progress), extents=self._versions.records())
-            self._replace_manifest(evolve(self._manifest, commit=commit, overwriting=False))
-            self._versions.commit()
 
     def never_commit(self) -> None:
         """Write down that no later process can go on from here: not all states will be in this store.

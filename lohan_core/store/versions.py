@@ -5,15 +5,16 @@ one, which becomes *current* (what this process reads) at ``finish_step`` and *c
 at ``commit``. Between two commits the current version is overwritten in place, since a crash gives it up anyway.
 
 [Note: complete extents] A version must not become current with bytes of an older step in it, nor be committed with a
-stretch that no checksum covers. One rule does both: at ``finish_step`` the ranges of every extent written since the
-last one must cover it completely. Switching versions starts from no ranges; overwriting in place displaces those hit.
+stretch that no checksum covers. One rule does both: at ``finish_step`` what was written to an extent since the last
+one, if anything was, must cover it completely. Switching versions starts from no ranges; overwriting in place displaces
+those hit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from lohan_core.store.ranges import Range, RangeMap
 
@@ -36,6 +37,7 @@ class _Extent:
     committed: int | None = None
     current: int | None = None
     written: int | None = None  # the version written since the last finish_step
+    fresh: RangeMap = field(factory=RangeMap)  # and what of it
 
 
 class Versions:
@@ -77,10 +79,11 @@ class Versions:
         extent = self._extents[name]
         target = self.version_to_write(name)
         if extent.written is None:
-            extent.written = target
+            extent.written, extent.fresh = target, RangeMap()
             if target != extent.current:
                 extent.contents[target] = RangeMap()
         extent.contents[target].put(written)
+        extent.fresh.put(written)
 
     def version_to_read(self, name: str, start: int, stop: int) -> int:
         """Return the version that holds the newest bytes ``start:stop``.
@@ -108,7 +111,7 @@ class Versions:
         """
         for name, extent in self._extents.items():
             if extent.written is not None:
-                gap = extent.contents[extent.written].first_gap(0, extent.size_bytes)
+                gap = extent.fresh.first_gap(0, extent.size_bytes)
                 if gap is not None:
                     raise ValueError(f"extent {name!r}: bytes {gap[0]} to {gap[1]} were not written in this step")
         for extent in self._extents.values():

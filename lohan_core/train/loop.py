@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
 from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.simulate import simulate
-from lohan_core.store.durable import replace_durably
+from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
@@ -61,6 +62,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         if config.data.eval is not None:
             evaluation = open_run_dataset(config, config.data.eval)
             progress.say(f"{config.data.eval.name}: {evaluation.report}")
+            _require_room(training, evaluation, config.run.micro_batch_size)
         batches = Batches(
             dataset=training,
             batch_size=config.run.batch_size,
@@ -71,7 +73,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         engine = stack.enter_context(
             open_engine(
                 config,
-                batches[0],
+                batches.sample(),
                 registry=registry,
                 identity=_data_identity(config, training),
                 report=progress.show,
@@ -190,10 +192,11 @@ class _Run:
         due = step == self._config.run.steps or (every is not None and step % every == 0)
         if self._evaluation is None or not due or step in self.metrics.evaluated or stop:
             return
+        fewer = partial(_rows_within, planned=self._batches.dataset.row_length, actual=self._evaluation.row_length)
         batches = evaluation_batches(
             self._evaluation,
-            batch_size=self._config.run.batch_size,
-            micro_batch_size=self._config.run.micro_batch_size,
+            batch_size=fewer(self._config.run.batch_size),
+            micro_batch_size=fewer(self._config.run.micro_batch_size),
         )
         began = time.perf_counter()
         loss = self._engine.evaluate(_until(stop, batches))
@@ -213,6 +216,25 @@ class _Run:
             engine.export(out, getattr(torch, self._config.run.dtype))
             engine.save({**engine.progress, "model": engine.finished_step})
         self._progress.say(f"the model is in {out}")
+
+
+def _rows_within(rows: int, *, planned: int, actual: int) -> int:
+    """Return how many rows of ``actual`` tokens take no more memory than so many of ``planned`` ones."""
+    return min(rows, rows * planned // actual)
+
+
+def _require_room(training: Dataset, evaluation: Dataset, micro_batch_size: int) -> None:
+    """Memory is planned for micro-batches of training data.
+
+    Raises:
+        ConfigError: not even one row of the evaluation data fits in there.
+    """
+    if not _rows_within(micro_batch_size, planned=training.row_length, actual=evaluation.row_length):
+        raise ConfigError(
+            f"data.eval: its rows have {evaluation.row_length:,} tokens, and memory is planned for micro-batches of "
+            f"data.train, {micro_batch_size} x {training.row_length:,} tokens; lower data.sequence_length to "
+            f"{micro_batch_size * training.row_length}, or raise run.micro_batch_size"
+        )
 
 
 def _until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -245,7 +267,7 @@ def _prepare_directory(config: Config) -> None:
     """
     directory: Path = config.run.dir
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory_durably(directory)
     except OSError as error:
         raise ConfigError(f"run.dir: cannot make {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 from attrs import evolve
@@ -51,6 +53,16 @@ def test_it_runs_apart_and_tells_why_it_fails(tmp_path):
     process.close()
     with pytest.raises(LohanError, match="plain PyTorch failed: ModelError"):
         PlainContender.start(SMOKE, 2, model=tmp_path / "none", **ARGUMENTS)
+
+
+def test_one_that_is_killed_between_steps_is_told_of(tmp_path):
+    write_model_directory(tmp_path / "model", SMOKE)
+    process = PlainProcess(SMOKE, 2, model=tmp_path / "model", **ARGUMENTS)
+    (child,) = multiprocessing.active_children()
+    child.kill()
+    child.join()
+    with pytest.raises(LohanError, match="plain PyTorch's process ended with code -9"):
+        process.step(0)
 
 
 class Failing:

@@ -167,6 +167,7 @@ def _carry_out(
     from lohan_core.cli import main
 
     torch.set_num_threads(1)  # models are tiny, and several runs may be at it
+    os.nice(10)  # whoever waits for an instant of this process must not be the one who is kept waiting
     sys.argv = ["lohan", *arguments]
     if dies is not None:
         sys.addaudithook(_Reaper(dies))

@@ -184,6 +184,17 @@ def _masters_in_the_store(run):
     return b"".join(path.read_bytes() for path in run.extents() if any(path.name.startswith(name) for name in wanted))
 
 
+def test_a_run_whose_kernels_need_a_gpu_is_exported_without_one(run):
+    config = run.directory / "config.yaml"
+    before = config.read_text()
+    changed = before.replace("loss: whole", "loss: liger").replace("attention: auto", "attention: flash")
+    assert changed.count("liger") == changed.count("flash") == 1
+    config.write_text(changed)
+    ended = run.export("elsewhere")
+    config.write_text(before)
+    assert (ended.code, ended.err) == (0, "")
+
+
 def test_export_refuses_to_overwrite(run):
     (run.folder / "taken").mkdir()
     (run.folder / "taken" / "something").touch()

@@ -320,7 +320,7 @@ class AioStorage(Storage):
             try:
                 with ThreadPoolExecutor(min(len(dirty), _MOST_SYNCS_AT_ONCE), "lohan-sync") as pool:
                     list(pool.map(_sync_file, dirty))
-            except StorageError:
+            except BaseException:  # an interrupt too: what is not known to be durable must be synced by the next call
                 with self._lock:
                     self._unsynced |= dirty
                 raise

@@ -11,7 +11,7 @@ from lohan_core.config.sections import Durability
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import Tier, Update
+from lohan_core.plan import Tier, Update, plannable_host_bytes
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
@@ -48,7 +48,7 @@ def predicted(config, *planners):
 def test_a_plan_is_predicted_by_its_schedule():
     found = predicted(CONFIG, ("always", Always()), ("never", Never()))
     always, never = found.contenders
-    assert (found.workload, found.budget.host_bytes) == (WORKLOAD, BUDGET.host_bytes)
+    assert (found.workload, found.budget.host_bytes) == (WORKLOAD, plannable_host_bytes(BUDGET.host_bytes))
     schedule = build_schedule(plan_of("always"), PROFILE, WORKLOAD)
     assert always.prediction.timeline == simulate(schedule, PROFILE.machine)
     assert always.prediction.peak_bytes == {tier: schedule.bytes_on(tier) for tier in Tier}

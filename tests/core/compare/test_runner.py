@@ -49,6 +49,16 @@ class FakeEngine:
         self.log.append((self.name, "closed"))
 
 
+class FakeBatches:
+    """A batch is the number of its step."""
+
+    def __getitem__(self, step):
+        return step
+
+    def sample(self):
+        return 0
+
+
 @pytest.fixture
 def carry_out(monkeypatch):
     """Carry plans out that are the names of fake engines; returns what came of it and the log."""
@@ -65,7 +75,7 @@ def carry_out(monkeypatch):
 
         monkeypatch.setattr(runner, "open_engine", open_engine)
         runs = {plan: (CONFIG, SimpleNamespace(plan=plan, workload=f"what {plan} is for")) for plan in plans}
-        return runner.carry_out(runs, range(100), None, lambda *_: None, steps=steps), log
+        return runner.carry_out(runs, FakeBatches(), None, lambda *_: None, steps=steps), log
 
     return carry_out
 

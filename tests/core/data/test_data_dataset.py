@@ -48,6 +48,23 @@ def test_packed_rows_restart_positions_and_learn_no_first_token(open_data, write
     assert (batch.tokens, batch.loss_tokens) == (9, (6,))
 
 
+@pytest.mark.parametrize(
+    ("packing", "lists", "expected"),
+    [
+        (True, ([5] * 8, [6] * 8, [7] * 3, [8] * 2), [7, 7, 7, 8, 8]),  # documents that share a row
+        (True, ([5] * 8, [6] * 6, [7] * 8), [6] * 6),  # none do; padding is a document of its own
+        (False, ([5] * 8, [6] * 8, [7] * 3, [8] * 4), [7] * 3),
+    ],
+)
+def test_memory_is_planned_by_a_batch_that_needs_a_mask_if_any_does(open_data, write_lines, packing, lists, expected):
+    dataset = open_data(write_lines(*ids(*lists)), packing=packing)
+    assert dataset[dataset.masked_row()].input_ids.tolist() == expected
+    batches = Batches(dataset=dataset, batch_size=2, micro_batch_size=1, shuffle=False)
+    first, second = batches.sample().micro_batches
+    assert first["input_ids"][0, : len(expected)].tolist() == expected
+    assert second["input_ids"].equal(batches[0].micro_batches[1]["input_ids"])
+
+
 def test_padded_rows_have_a_mask(open_data, write_lines):
     dataset = open_data(write_lines(*ids([5, 6, 7], [8, 9])), packing=False)
     (batch,) = evaluation_batches(dataset, batch_size=2, micro_batch_size=1)

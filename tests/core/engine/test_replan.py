@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import pytest
@@ -125,6 +126,18 @@ def test_a_plan_that_is_no_faster_or_none_changes_nothing(tmp_path, models):
         assert "the plan stays: nothing fits any more" in replan(engine, Stubborn(None), result.timeline, {})
         assert (engine.plan, engine.profile) == (plan, profile)
         assert engine.durable_step == 0
+
+
+def test_what_cannot_be_built_leaves_no_thread(tmp_path, models, monkeypatch):
+    before = threading.active_count()
+
+    def refuse(*_, **__):
+        raise PlanError("no memory")
+
+    monkeypatch.setattr("lohan_core.engine.machinery.Updates", refuse)
+    with pytest.raises(PlanError, match="no memory"):
+        open_run(tmp_path, models["llama"], make_batch(0), optimizer=OPTIMIZER)
+    assert threading.active_count() == before
 
 
 def test_a_plan_whose_memory_is_not_to_be_had_closes_the_engine_and_loses_nothing(tmp_path, models, monkeypatch):

@@ -59,6 +59,22 @@ def test_a_failed_sync_is_told_and_repeated(open_aio, random_pages, monkeypatch,
     assert synced == ["extent.1of1.extent"]
 
 
+def test_an_interrupted_sync_is_repeated(open_aio, random_pages, monkeypatch, synced):
+    storage = open_aio()
+    storage.allocate("extent", PAGE)
+    storage.write("extent", 0, random_pages(1)).wait()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lohan_storage_aio.storage.ThreadPoolExecutor", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            storage.sync()
+    storage.sync()
+    assert synced == ["extent.1of1.extent"]
+
+
 def test_buffers_are_let_go_when_waited_for(open_aio, random_pages):
     storage = open_aio()
     storage.allocate("extent", 4 * PAGE)

@@ -1,0 +1,35 @@
+"""What a plan may use of each tier: what there is, within what the user allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lohan_core.plan import Budget, Tier, plannable_gpu_bytes, plannable_host_bytes
+
+__all__ = ["make_budget"]
+
+
+def make_budget(free: Mapping[Tier, int], limits: Mapping[Tier, int | None], *, one_memory: bool) -> Budget:
+    """Apply the user's limits, and leave something to what no plan counts.
+
+    Args:
+        free: bytes that are free on each tier.
+        limits: the user's; None: all that there is.
+        one_memory: whether gpu and host are one memory, as where the CPU computes. Each gets half of it then, and what
+            a limit leaves of one half goes to the other.
+    """
+    host_limit = limits[Tier.HOST]
+    room = {
+        Tier.GPU: _least(free[Tier.GPU], limits[Tier.GPU]),
+        Tier.HOST: plannable_host_bytes(free[Tier.HOST]) if host_limit is None else min(free[Tier.HOST], host_limit),
+        Tier.SSD: _least(free[Tier.SSD], limits[Tier.SSD]),
+    }
+    if one_memory:
+        memory = min(free[Tier.GPU], free[Tier.HOST])
+        room[Tier.GPU] = min(room[Tier.GPU], memory - min(room[Tier.HOST], memory // 2))
+        room[Tier.HOST] = min(room[Tier.HOST], memory - room[Tier.GPU])
+    return Budget(gpu_bytes=plannable_gpu_bytes(room[Tier.GPU]), host_bytes=room[Tier.HOST], ssd_bytes=room[Tier.SSD])
+
+
+def _least(free: int, limit: int | None) -> int:
+    return free if limit is None else min(free, limit)
