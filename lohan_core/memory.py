@@ -40,7 +40,9 @@ def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
     try:
         pages = mmap.mmap(-1, round_up(size_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise PlanError(f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host") from error
+        raise PlanError(
+            f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host or memory.chunk"
+        ) from error
     # Huge pages are few and contiguous pieces for a drive's DMA: direct I/O measured up to twice as fast, at a third of
     # the processor time. A kernel without them refuses, and has lost nothing else.
     with suppress(OSError):

@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import psutil
 from attrs import field, frozen
 from attrs.validators import deep_iterable, ge, min_len
 
@@ -41,6 +42,7 @@ from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.memory import allocate_host
 from lohan_core.registry import Registry, load_registry
 from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
+from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +55,8 @@ _COPY = "copy"
 _IN_PLACE = "in place"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BYTES_PER_PARAMETER = 28
+_BYTES_TAKEN = 60
+"""Of memory, per parameter: two contenders' states, and what is copied."""
 _SETTLING_SECONDS = 0.02
 """Waited before each measurement: torch's threads spin for some milliseconds after their work, on cores that the next
 contender needs."""
@@ -101,7 +105,7 @@ class AdamBench:
 
 
 def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBench:
-    """Measure, with the backends of ``registry`` (default: those installed). Takes 48 bytes of memory per parameter.
+    """Measure, with the backends of ``registry`` (default: those installed). Takes 60 bytes of memory per parameter.
 
     Raises:
         BackendError: ``cpuadam`` is not installed, or not usable here.
@@ -114,6 +118,12 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
         threads: {f"{_BACKEND} {simd}": _open(registry, simd, threads) for simd in options.simd}
         for threads in options.threads
     }
+    needed, free = options.parameters * _BYTES_TAKEN, psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"--parameters: {options.parameters} take {format_bytes(needed)}, and {format_bytes(free)} are free; "
+            "ask for fewer"
+        )
     our_update, torch_update = _updates(options.parameters)
     moved_bytes = options.parameters * _BYTES_PER_PARAMETER // 2
     source, target = (allocate_host(moved_bytes, pin=False).view(torch.int16).fill_(1) for _ in range(2))

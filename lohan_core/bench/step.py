@@ -39,6 +39,7 @@ from lohan_core.bench.step_rows import (
 from lohan_core.bench.step_sections import SEED, lay_sections
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
 from lohan_core.compare.scratch import scratch_folder
+from lohan_core.config.sections import is_device
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.memory import pinned_bytes
 from lohan_core.reference.torch_adamw import AdamWConfig
@@ -78,7 +79,7 @@ class StepBenchOptions:
     batch_sizes: tuple[int, ...] = ()
     steps: int = field(default=5, validator=ge(1))
     warm_up: int = field(default=2, validator=ge(0))
-    device: str = "auto"
+    device: str = field(default="auto", validator=is_device)
     plain: bool = True
     drives_seconds: float = field(default=4.0, validator=gt(0.0))
     timelines: Path | None = None

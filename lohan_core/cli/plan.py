@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 import typer
 
 __all__ = ["plan"]
@@ -21,7 +22,9 @@ def plan(
         typer.Option(metavar="NAME|FILE", help="Plan for a machine known by its rates, instead of measuring this one."),
     ] = None,
     drives: Annotated[int | None, typer.Option(help="Number of drives of that machine.", min=1)] = None,
-    host: Annotated[str | None, typer.Option(metavar="SIZE", help="Main memory of that machine.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Main memory of that machine; memory.host is no limit then.")
+    ] = None,
     largest: Annotated[
         bool, typer.Option("--largest", help="Look for the largest model of the family that fits that machine.")
     ] = False,
@@ -66,6 +69,8 @@ def plan(
                 host_bytes = None if host is None else parse_bytes(host)
             except ValueError as error:
                 raise ConfigError(f"--host: {error}") from None
+            if host_bytes is not None:  # what is asked about is that machine, not this one's limit
+                settings = attrs.evolve(settings, memory=attrs.evolve(settings.memory, host=None))
             machine = with_overrides(find_hardware(hardware), drives=drives, host=host_bytes)
             report = plan_on(settings, registry, machine, largest=largest, report=progress.show)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,11 +31,14 @@ def profile(
     from lohan_core.config import load_config
     from lohan_core.engine.assemble import resolve_device
     from lohan_core.engine.subject import open_subject
+    from lohan_core.errors import ConfigError
     from lohan_core.registry import load_registry
     from lohan_core.store.durable import replace_durably
     from lohan_core.train.progress import RunProgress
 
     transformers_logging.set_verbosity_error()
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise ConfigError(f"--output: {out} cannot be written; give a file in a directory that exists")
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     profiler = registry.open_backend(Kind.PROFILER, settings.profiler.name, settings.profiler.settings)

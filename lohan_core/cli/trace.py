@@ -1,4 +1,4 @@
-"""``lohan trace``: a run's last durable step, as it was predicted and as it was."""
+"""``lohan trace``: one of a run's newest steps, as it was predicted and as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trace(
         typer.Option(metavar="FILE.json", help="Write every task in the trace format of Chrome and Perfetto too."),
     ] = None,
 ) -> None:
-    """Draw the timeline of a run's last durable step, predicted above measured, as a page that needs nothing else."""
+    """Draw the timeline of one of a run's newest steps, predicted above measured, as a page that needs nothing else."""
     from lohan_core.report import record_page, to_perfetto, write_page
     from lohan_core.report.run_file import read_record
     from lohan_core.report.table import render_record

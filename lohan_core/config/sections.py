@@ -25,13 +25,15 @@ __all__ = [
     "MemoryConfig",
     "ModelConfig",
     "RunConfig",
+    "is_device",
 ]
 
 CHUNK_UNIT_BYTES = 4 * BLOCK_ALIGNMENT
 """Chunks begin and end on whole alignment units of a block's flat fp32 vector."""
 
 
-def _is_device(_run: object, attribute: Attribute[str], value: str) -> None:
+def is_device(_options: object, attribute: Attribute[str], value: str) -> None:
+    """Validate an attrs field that names a device. Raises ValueError."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise ValueError(f"{attribute.name!r} must be auto, cpu, cuda or cuda:N: {value!r}")
 
@@ -144,7 +146,7 @@ class RunConfig:
     batch_size: int = field(default=1, validator=ge(1))
     micro_batch_size: int = field(default=1, validator=ge(1))
     seed: int = field(default=0, validator=ge(0))
-    device: str = field(default="auto", validator=_is_device)
+    device: str = field(default="auto", validator=is_device)
     dtype: ComputeDtype = ComputeDtype.BFLOAT16
     eval_every: int | None = field(default=None, validator=optional(ge(1)))
     tensorboard: bool = False

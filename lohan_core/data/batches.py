@@ -95,8 +95,8 @@ def _micro_batch(dataset: Dataset, rows: list[Row]) -> dict[str, torch.Tensor]:
         arrays["labels"][number, :length] = row.labels
         if dataset.packing:
             arrays["position_ids"][number, :length] = row.position_ids
-            # The padding is a document of its own: no mask is given, so that positions tell documents apart.
-            arrays["position_ids"][number, length:] = np.arange(dataset.row_length - length)
+            # The padding is documents of its own: no mask is given, so that positions tell documents apart.
+            arrays["position_ids"][number, length:] = np.arange(dataset.row_length - length) % dataset.longest_document
         else:
             arrays["attention_mask"][number, :length] = 1
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -74,6 +74,11 @@ class Dataset:
             positions.append(np.arange(span.stop - span.start))
         return Row(*(np.concatenate(parts).astype(np.int64) for parts in (ids, labels, positions)))
 
+    @property
+    def longest_document(self) -> int:
+        """Tokens in the longest of the documents, or of their parts, that rows are made of."""
+        return int((np.asarray(self._layout.stop) - np.asarray(self._layout.start)).max())
+
     def masked_row(self) -> int:
         """Return a row that needs an attention mask, if any does: of several documents, or else the least filled."""
         layout = self._layout

@@ -97,7 +97,7 @@ def parse_line(line: bytes, where: str) -> Sample:
 
 def _load(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig").rstrip())
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError as error:
@@ -134,6 +134,8 @@ def _chat(record: dict[str, Any], where: str) -> ChatSample:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(f'{where}: message {number} must be an object with a "role"')
+        if not message.keys() & {"content", "tool_calls"}:
+            raise DataError(f'{where}: message {number} has no "content" (found: {_names(message)})')
         content = message.get("content")
         if not isinstance(content, str | list | None):
             raise DataError(f'{where}: message {number}: "content" is a JSON {_type(content)}, want a string')

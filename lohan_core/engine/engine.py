@@ -162,7 +162,7 @@ class Engine:
             # The step before is whole all the same, unless this one has begun to update too.
             if self._machinery.defers_all:
                 self._commit_awaited()
-            raise NonFiniteGradientError(f"{error}; {self._way_on()}") from error
+            raise NonFiniteGradientError(f"{error}; {self._way_on(not_finite=True)}") from error
         loss = data.loss
         self._store.finish_step()
         self._deferred = data.terms if self._machinery.defers else None
@@ -300,12 +300,17 @@ class Engine:
         if self._between_steps:
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {self._way_on()}")
 
-    def _way_on(self) -> str:
-        """Say what can be done after a step that failed part of the way."""
+    def _way_on(self, *, not_finite: bool = False) -> str:
+        """Say what can be done after a step that failed part of the way: from the same states it may not fail again.
+
+        Unless it was ``not_finite``.
+        """
         if not self.can_save:
             return "nothing of this run can be saved: start again in another run.dir"
         if self._store.overwriting:
             return "states were overwritten in place (run.durability: none): start again in another run.dir"
+        if self.durable_step == self._finished_step and not_finite:
+            return f"step {self.durable_step} would lead there again: start in another run.dir"
         return f"open the run again to go on from step {self.durable_step}, the last durable one"
 
     def _commit_awaited(self) -> None:

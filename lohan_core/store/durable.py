@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import ENOTDIR
 from pathlib import Path
 
 from lohan_core.errors import StorageError
@@ -36,6 +37,8 @@ def make_directory_durably(path: Path) -> None:
     try:
         path.mkdir(exist_ok=True)
         sync_names(path.parent)
+    except FileExistsError as error:
+        raise StorageError(ENOTDIR, f"{path}: cannot be made: Not a directory", str(path)) from error
     except OSError as error:
         raise StorageError(error.errno or 0, f"{path}: cannot be made: {error.strerror}", str(path)) from error
 

@@ -19,6 +19,7 @@ from lohan_core.config import Config, dump_config
 from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine import Engine, StepResult, open_engine
+from lohan_core.engine.assemble import resolve_device
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
@@ -53,6 +54,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
     if config.run.tensorboard:
         require_tensorboard()
     with ExitStack() as stack:
+        resolve_device(config.run.device)  # a mistake there is not to be found after hours of tokenising
         _prepare_directory(config)
         progress = stack.enter_context(RunProgress(console))
         stop = stack.enter_context(StopRequest(console))
@@ -132,6 +134,8 @@ class _Run:
         self._recorder = StepRecorder(config.run.dir, engine.profile.machine)
         if engine.finished_step:
             progress.say(f"resumed from step {engine.finished_step}")
+            if engine.finished_step >= config.run.steps:
+                progress.say(f"nothing is left to do of run.steps: {config.run.steps}")
         self._plan_saving()
 
     def _plan_saving(self) -> None:
@@ -278,6 +282,8 @@ def _data_identity(config: Config, training: Dataset) -> dict[str, str]:
     """What the order of the data depends on: resuming with other values would not go on with the same run."""
     return {
         "data.train": training.digest,
+        "data.sequence_length": str(config.data.sequence_length),
+        "data.packing": str(config.data.packing),
         "data.shuffle": str(config.data.shuffle),
         "run.batch_size": str(config.run.batch_size),
         "run.seed": str(config.run.seed),

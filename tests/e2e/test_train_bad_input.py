@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -154,6 +155,17 @@ def test_a_first_start_that_failed_binds_nothing(make_run, tmp_path):
     ended = run.train(both, "storage.stripe_bytes=64KiB", "run.seed=8", "run.steps=1")
     assert (ended.code, ended.err) == (0, "")
     assert all(list(drive.rglob("*.extent")) for drive in drives)
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused_before_the_first_step(make_run, tmp_path):
+    """Past the last one that it has learned there is nothing to look up: on a GPU that ends the process."""
+    late = tmp_path / "late.jsonl"
+    write_samples(late, 20)
+    with late.open("a") as file:
+        file.write(json.dumps({"input_ids": [5] * 200}) + "\n")
+    run = make_run(data={"train": str(late), "sequence_length": 256})
+    assert_refused(run.train(), "late.jsonl: 256 tokens in a row", "lower data.sequence_length to 48")
+    assert run.metrics() == []
 
 
 def test_gradients_that_are_no_numbers_end_a_run(make_run):

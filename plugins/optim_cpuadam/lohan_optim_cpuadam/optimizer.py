@@ -40,7 +40,10 @@ class CpuAdam(Optimizer):
                 f"optimizer.simd: this processor has no {config.simd}; choose one of: auto, {', '.join(paths)}"
             )
         self._config = config
-        self._native = _native.Updater(simd=config.simd.value, threads=config.threads or threads)
+        try:
+            self._native = _native.Updater(simd=config.simd.value, threads=config.threads or threads)
+        except RuntimeError as error:
+            raise ConfigError(f"optimizer.threads: {config.threads} cannot be started: {error}") from error
 
     @property
     def fields(self) -> tuple[StateField, ...]:

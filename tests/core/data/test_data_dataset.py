@@ -44,7 +44,7 @@ def test_packed_rows_restart_positions_and_learn_no_first_token(open_data, write
     assert set(micro_batch) == {"input_ids", "labels", "position_ids"}
     assert micro_batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11, 0], [12, 13, 0, 0, 0, 0, 0, 0]]
     assert micro_batch["labels"].tolist()[1] == [-100, 13] + [-100] * 6
-    assert micro_batch["position_ids"].tolist()[1] == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert micro_batch["position_ids"].tolist()[1] == [0, 1, 0, 1, 2, 3, 0, 1]
     assert (batch.tokens, batch.loss_tokens) == (9, (6,))
 
 
@@ -63,6 +63,13 @@ def test_memory_is_planned_by_a_batch_that_needs_a_mask_if_any_does(open_data, w
     first, second = batches.sample().micro_batches
     assert first["input_ids"][0, : len(expected)].tolist() == expected
     assert second["input_ids"].equal(batches[0].micro_batches[1]["input_ids"])
+
+
+def test_positions_of_padding_are_no_higher_than_those_of_documents(open_data, write_lines):
+    dataset = open_data(write_lines(*ids([5, 6, 7], [8, 9, 10], [11, 12, 13])), sequence_length=8)
+    assert dataset.longest_document == 3
+    (batch,) = evaluation_batches(dataset, batch_size=2, micro_batch_size=2)
+    assert batch.micro_batches[0]["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0, 1]]
 
 
 def test_padded_rows_have_a_mask(open_data, write_lines):
@@ -144,7 +151,7 @@ def test_blank_lines_are_skipped_and_counted(open_data, write_lines):
         (['{"text": "a"}', '{"input_ids": [1]}'], r"data.jsonl:2: holds input_ids, but .*:1 holds text;"),
         (['{"text": "a"}'] * 600 + ['{"text": 1}'], r"data.jsonl:601: "),
         # The template refuses line 1, which is encoded only after line 2 has been read.
-        (['{"messages": [{"role": "user"}]}', "{"], r"data.jsonl:1: .*chat template"),
+        (['{"messages": [{"role": "user", "content": null}]}', "{"], r"data.jsonl:1: .*chat template"),
     ],
 )
 def test_the_first_mistake_is_named(open_data, write_lines, lines, reason):

@@ -52,6 +52,11 @@ def test_a_byte_order_mark_is_no_mistake():
         (b'{"messages": []}', "at least one message"),
         (b'{"messages": "hello"}', "at least one message"),
         (b'{"messages": [{"content": "a"}]}', 'message 1 must be an object with a "role"'),
+        (
+            b'{"messages": [{"role": "user", "contents": "a"}]}',
+            'message 1 has no "content" (found: "role", "contents")',
+        ),
+        (b'{"text": "a\n', "is not JSON: Unterminated string starting at at column 10"),
         (b'{"messages": [{"role": "user", "content": 1}]}', 'message 1: "content" is a JSON number'),
         (b'{"messages": [{"role": "user", "content": "\\udfff"}]}', "half of a surrogate pair"),
         (b'{"messages": [{"role": "user", "content": "a"}], "tools": "b"}', '"tools" is a JSON string, want a list'),
