@@ -158,6 +158,7 @@ def test_a_model_that_fits_nowhere_is_derived():
 
 
 def test_what_backward_holds_is_counted_in_rows():
+    """The most of several instants, each with so much for a row: with more rows the peak may move to one with more."""
     outline = Outline(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, vocab_size=4096), torch.bfloat16)
 
     def transient(rows):
@@ -166,7 +167,7 @@ def test_what_backward_holds_is_counted_in_rows():
 
     one, two, three = (transient(rows) for rows in (1, 2, 3))
     for a, b, c in zip(one[1:], two[1:], three[1:], strict=True):
-        assert c - b == b - a > 0
+        assert c - b >= b - a > 0
     logits = 64 * 4096 * 4  # in float32, as the loss takes them
     assert two[-1] - one[-1] > 2 * logits
 
