@@ -55,8 +55,8 @@ _COPY = "copy"
 _IN_PLACE = "in place"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BYTES_PER_PARAMETER = 28
-_BYTES_TAKEN = 60
-"""Of memory, per parameter: two contenders' states, and what is copied."""
+_BYTES_TAKEN = 48
+"""Of memory, per parameter, at the peak: states, both gradients, and what is copied."""
 _SETTLING_SECONDS = 0.02
 """Waited before each measurement: torch's threads spin for some milliseconds after their work, on cores that the next
 contender needs."""
@@ -105,7 +105,7 @@ class AdamBench:
 
 
 def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBench:
-    """Measure, with the backends of ``registry`` (default: those installed). Takes 60 bytes of memory per parameter.
+    """Measure, with the backends of ``registry`` (default: those installed). Takes 48 bytes of memory per parameter.
 
     Raises:
         BackendError: ``cpuadam`` is not installed, or not usable here.

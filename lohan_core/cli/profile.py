@@ -38,7 +38,7 @@ def profile(
 
     transformers_logging.set_verbosity_error()
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        raise ConfigError(f"--output: {out} cannot be written; give a file in a directory that exists")
+        raise ConfigError(f"--out: {out} cannot be written; give a file in a directory that exists")
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     profiler = registry.open_backend(Kind.PROFILER, settings.profiler.name, settings.profiler.settings)

@@ -56,18 +56,20 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
             raise IndexError(f"step {step}")
-        rows = rows_of_step(
-            step, rows=len(self.dataset), batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle
-        )
-        return _batch(self.dataset, rows.tolist(), self.micro_batch_size)
+        return _batch(self.dataset, self._rows(step), self.micro_batch_size)
 
     def sample(self) -> Batch:
         """Return the first batch with one row exchanged for :meth:`Dataset.masked_row`.
 
         Whatever a model makes of documents and padding, and needs for it, this batch shows: memory is planned by it.
         """
-        rows = rows_of_step(0, rows=len(self.dataset), batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle)
-        return _batch(self.dataset, [self.dataset.masked_row(), *rows.tolist()[1:]], self.micro_batch_size)
+        return _batch(self.dataset, [self.dataset.masked_row(), *self._rows(0)[1:]], self.micro_batch_size)
+
+    def _rows(self, step: int) -> list[int]:
+        rows = rows_of_step(
+            step, rows=len(self.dataset), batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle
+        )
+        return [int(row) for row in rows]
 
 
 def evaluation_batches(dataset: Dataset, *, batch_size: int, micro_batch_size: int) -> Iterator[Batch]:

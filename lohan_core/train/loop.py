@@ -32,6 +32,7 @@ from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
 from lohan_core.train.replan import replan
+from lohan_core.train.room import require_room, rows_within
 from lohan_core.train.stopping import StopRequest
 
 __all__ = ["train"]
@@ -64,7 +65,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         if config.data.eval is not None:
             evaluation = open_run_dataset(config, config.data.eval)
             progress.say(f"{config.data.eval.name}: {evaluation.report}")
-            _require_room(training, evaluation, config.run.micro_batch_size)
+            require_room(training, evaluation, config.run.micro_batch_size)
         batches = Batches(
             dataset=training,
             batch_size=config.run.batch_size,
@@ -196,7 +197,7 @@ class _Run:
         due = step == self._config.run.steps or (every is not None and step % every == 0)
         if self._evaluation is None or not due or step in self.metrics.evaluated or stop:
             return
-        fewer = partial(_rows_within, planned=self._batches.dataset.row_length, actual=self._evaluation.row_length)
+        fewer = partial(rows_within, planned=self._batches.dataset.row_length, actual=self._evaluation.row_length)
         batches = evaluation_batches(
             self._evaluation,
             batch_size=fewer(self._config.run.batch_size),
@@ -220,25 +221,6 @@ class _Run:
             engine.export(out, getattr(torch, self._config.run.dtype))
             engine.save({**engine.progress, "model": engine.finished_step})
         self._progress.say(f"the model is in {out}")
-
-
-def _rows_within(rows: int, *, planned: int, actual: int) -> int:
-    """Return how many rows of ``actual`` tokens take no more memory than so many of ``planned`` ones."""
-    return min(rows, rows * planned // actual)
-
-
-def _require_room(training: Dataset, evaluation: Dataset, micro_batch_size: int) -> None:
-    """Memory is planned for micro-batches of training data.
-
-    Raises:
-        ConfigError: not even one row of the evaluation data fits in there.
-    """
-    if not _rows_within(micro_batch_size, planned=training.row_length, actual=evaluation.row_length):
-        raise ConfigError(
-            f"data.eval: its rows have {evaluation.row_length:,} tokens, and memory is planned for micro-batches of "
-            f"data.train, {micro_batch_size} x {training.row_length:,} tokens; lower data.sequence_length to "
-            f"{micro_batch_size * training.row_length}, or raise run.micro_batch_size"
-        )
 
 
 def _until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
