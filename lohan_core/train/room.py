@@ -9,7 +9,7 @@ __all__ = ["require_room", "rows_within"]
 
 
 def rows_within(rows: int, *, planned: int, actual: int) -> int:
-    """Return how many rows of ``actual`` tokens take no more memory than so many of ``planned`` ones; never more rows."""
+    """Return how many rows of ``actual`` tokens, at most ``rows``, fit where ``rows`` of ``planned`` tokens do."""
     return min(rows, rows * planned // actual)
 
 
