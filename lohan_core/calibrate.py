@@ -82,6 +82,7 @@ def _scaled(block: BlockProfile, factor: float) -> BlockProfile:
         block,
         seconds=block.seconds * factor,
         backward_seconds=block.backward_seconds * factor,
+        recomputed_seconds=block.recomputed_seconds * factor,
         candidates=tuple(
             evolve(candidate, seconds=candidate.seconds * factor, keeping_seconds=candidate.keeping_seconds * factor)
             for candidate in block.candidates

@@ -66,7 +66,7 @@ def paper_totals(plan: Plan, profile: Profile, workload: Workload, host_bytes: i
     """
     pairs = list(zip(profile.blocks, plan.blocks, strict=True))
     recomputed = sum(
-        max(0.0, block.flops - sum(c.flops for c in block.candidates if c.index in decisions.keep))
+        max(0.0, block.recomputed_flops - sum(c.flops for c in block.candidates if c.index in decisions.keep))
         for block, decisions in pairs
     )
     parameters = sum(block.elements for block in profile.blocks)

@@ -178,7 +178,7 @@ def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
         parts.append(activation_amounts(block, workload, Tier.HOST, held.host))
         parts.append(activation_amounts(block, workload, Tier.SSD, held.ssd))
         kept = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
-        recomputed += max(0.0, block.seconds - kept)
+        recomputed += max(0.0, block.recomputed_seconds - kept)
         keeping += keeping_seconds(block, decisions)
     parts.append({(Phase.BACKWARD, Resource.GPU): workload.micro_batches * recomputed})
     parts.append({(Phase.FORWARD, Resource.GPU): workload.micro_batches * keeping})

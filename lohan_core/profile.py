@@ -66,9 +66,11 @@ class BlockProfile:
 
     ``elements`` is the length of the flat vector that the block owns, padding included; ``borrows`` names the blocks
     whose parameters it computes with too (the prelude, for a head tied to the embedding). ``input_bytes`` is the
-    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward, ``backward_seconds`` of
-    one backward without recomputation: twice the forward's, unless measured. ``transient_bytes`` is the peak of GPU
-    memory that one backward with recomputation takes beside weights and gradients.
+    inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward, ``recomputed_seconds``
+    and ``recomputed_flops`` of what of it backward computes again where nothing is kept: all, unless something is known
+    not to be needed. ``backward_seconds`` is of one backward without recomputation: twice the forward's, unless
+    measured. ``transient_bytes`` is the peak of GPU memory that one backward with recomputation takes beside weights
+    and gradients.
     """
 
     name: str
@@ -79,6 +81,8 @@ class BlockProfile:
     seconds: float = field(validator=ge(0))
     transient_bytes: int = field(validator=ge(0))
     backward_seconds: float = field(default=Factory(lambda self: 2 * self.seconds, takes_self=True), validator=ge(0))
+    recomputed_seconds: float = field(default=Factory(lambda self: self.seconds, takes_self=True), validator=ge(0))
+    recomputed_flops: float = field(default=Factory(lambda self: self.flops, takes_self=True), validator=ge(0))
     borrows: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=(), validator=deep_iterable(instance_of(Candidate)))
 

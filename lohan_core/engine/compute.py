@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -14,7 +15,8 @@ from lohan_core.engine.lanes import Action
 from lohan_core.engine.step import Saved, StepData
 from lohan_core.engine.weights import Weights
 from lohan_core.model.cut import CutModel
-from lohan_core.model.keep import Keeping, Replaying, nothing_saved
+from lohan_core.model.keep import Keeping, nothing_saved
+from lohan_core.model.replay import replaying
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.plan import Plan
 from lohan_core.profile import Profile
@@ -72,16 +74,12 @@ class Compute:
         data, k = self.data, task.micro_batch
         hidden, call = data.hidden.pop(k).requires_grad_(), data.calls[k][task.block - 1]
         wanted = self._wanted[task.block] if data.trains else frozenset()
-        saved = Saved(hidden.detach(), {}, data.random[k])
-        if data.trains:
-            data.saved[task.block, k] = saved
-        if not wanted:
-            with nothing_saved():
-                return self._model.layer(task.block, views, hidden, call)
-        keeping = Keeping(wanted, self._device)
-        with nothing_saved(), keeping:
+        keeping = Keeping(wanted, self._device) if wanted else None
+        with nothing_saved() as saves, keeping or nullcontext():
             output = self._model.layer(task.block, views, hidden, call)
-        saved.kept = keeping.kept
+        if data.trains:
+            kept = keeping.kept if keeping else {}
+            data.saved[task.block, k] = Saved(hidden.detach(), kept, data.random[k], saves.count)
         return output
 
     def turn(self, task: Task) -> None:
@@ -121,13 +119,9 @@ class Compute:
         set_random_state(self._device, saved.random_state)
         hidden = saved.hidden.requires_grad_()
         call = data.calls[k][task.block - 1]
-        with torch.enable_grad():
-            if saved.kept:
-                with Replaying(saved.kept, self._device):
-                    output = self._model.layer(task.block, views, hidden, call)
-                saved.kept = {}
-            else:
-                output = self._model.layer(task.block, views, hidden, call)
+        with replaying(saved.kept, saved.saves, self._device):
+            output = self._model.layer(task.block, views, hidden, call)
+        saved.kept = {}
         self._backward(task, output, hidden, views, data.gradient.pop(k))
 
     def _backward(

@@ -22,10 +22,12 @@ from lohan_core.model.keep import (
     Kept,
     Occurrence,
     OperatorCounter,
+    Saves,
     is_keepable,
     mutated_storages,
     storage_of,
 )
+from lohan_core.model.replay import can_be_left_out
 from lohan_core.profile import Candidate
 
 __all__ = ["Estimate", "Operators", "count_flops"]
@@ -38,11 +40,13 @@ Estimate: TypeAlias = Callable[[float, int], float]
 class Operators(OperatorCounter):
     """Runs a block operator by operator and notes what each makes; candidates only where there may be some.
 
-    A candidate's seconds are its estimate: those that are measured are in :attr:`times`, when all is done.
+    A candidate's seconds are its estimate: those that are measured are in :attr:`times`, when all is done. ``saves``
+    is what counts the tensors that autograd asks to save of this forward.
     """
 
     device: torch.device
     estimate: Estimate | None = None
+    saves: Saves = field(factory=Saves)
     notes_candidates: bool = True
     candidates: dict[int, Candidate] = field(factory=dict)
     flops: float = 0.0
@@ -52,6 +56,8 @@ class Operators(OperatorCounter):
     _estimates: list[float] = field(factory=list)
     _storages: dict[int, int] = field(factory=dict)
     _alive: list[Tensor] = field(factory=list)
+    _saved_before: dict[int, tuple[int, float]] = field(factory=dict)
+    """Of operators that can be left out: how many tensors had been saved before, and their FLOPs."""
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
@@ -79,6 +85,8 @@ class Operators(OperatorCounter):
         if self.estimate is not None:
             seconds = self.estimate(flops, moved_bytes(func, args, kwargs, outputs))
             self._estimates.append(seconds)
+        if can_be_left_out(func, args):
+            self._saved_before[self._ran] = self.saves.count, flops
         self.flops += flops
         self._ran += 1
         for storage in mutated_storages(func, args, kwargs):
@@ -102,6 +110,11 @@ class Operators(OperatorCounter):
         )
         for tensor in kept.tensors():
             self._storages[storage_of(tensor)] = index
+
+    @property
+    def left_out(self) -> dict[int, float]:
+        """Operators that backward leaves out, and their FLOPs: [Note: the end of a layer] in model/replay.py."""
+        return {index: flops for index, (saved, flops) in self._saved_before.items() if saved == self.saves.count}
 
     def forget(self) -> None:
         """Let go of all outputs: together they are as much as the plan keeps that keeps everything."""

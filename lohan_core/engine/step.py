@@ -40,12 +40,13 @@ class Saved:
     """What one block keeps of one micro-batch for its backward.
 
     ``hidden`` is the block's input, None while it is off the GPU; ``kept`` the operators' outputs that are on the GPU;
-    ``packed`` describes those that are off it.
+    ``packed`` describes those that are off it. ``saves``: how many tensors autograd would have saved.
     """
 
     hidden: Tensor | None
     kept: dict[Occurrence, Kept]
     random_state: Tensor
+    saves: int
     packed: Packed | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lohan_core.engine.stopwatch import (
 )
 from lohan_core.model.cut import CutModel, LayerCall
 from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
+from lohan_core.model.replay import replaying
 from lohan_core.model.rng import preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
 
@@ -36,6 +37,8 @@ class _Look:
     flops: float
     seconds: float
     backward_seconds: float
+    recomputed_flops: float
+    recomputed_seconds: float
     transient_bytes: int
     candidates: tuple[Candidate, ...] = ()
 
@@ -91,6 +94,8 @@ def trace_model(
             flops=seen.flops,
             seconds=seen.seconds,
             backward_seconds=seen.backward_seconds,
+            recomputed_flops=seen.recomputed_flops,
+            recomputed_seconds=seen.recomputed_seconds,
             transient_bytes=seen.transient_bytes,
             borrows=tuple(sorted({entry.owner for entry in block.borrowed})),
             candidates=seen.candidates,
@@ -166,13 +171,21 @@ class _Looker:
 
         leaves = {**views, "": hidden}
         operators, output = self._count(run)
-        seconds, candidates = self._timed(operators, run)
+
+        def run_again() -> Tensor:
+            with replaying({}, operators.saves.count, self.device):
+                return run()
+
+        times = self._times(operators, run)
+        recomputed = sum(times) - sum(times[index] for index in operators.left_out)
         look = _Look(
             flops=operators.flops,
-            seconds=seconds,
-            backward_seconds=self._backward_seconds(leaves, run, seconds),
-            transient_bytes=self._transient(leaves, run, operators.output_bytes),
-            candidates=candidates,
+            seconds=sum(times),
+            backward_seconds=self._backward_seconds(leaves, run_again, sum(times), recomputed),
+            recomputed_flops=operators.flops - sum(operators.left_out.values()),
+            recomputed_seconds=recomputed,
+            transient_bytes=self._transient(leaves, run_again, operators.output_bytes),
+            candidates=self._candidates(operators, times, run),
         )
         return look, output.detach().contiguous()
 
@@ -184,33 +197,41 @@ class _Looker:
         return _Look(
             flops=operators.flops,
             seconds=seconds,
-            backward_seconds=self._backward_seconds(leaves, run, seconds),
+            backward_seconds=self._backward_seconds(leaves, run, seconds, seconds),
+            recomputed_flops=operators.flops,
+            recomputed_seconds=seconds,
             transient_bytes=peak_bytes(with_backward(leaves, run), self.device),
         )
 
-    def _timed(self, first: Operators, run: Callable[[], Tensor]) -> tuple[float, tuple[Candidate, ...]]:
-        """Return a block's seconds, and its candidates with their part of them.
+    def _times(self, first: Operators, run: Callable[[], Tensor]) -> list[float]:
+        """Return each operator's seconds.
 
         Operators are timed one by one, each by the shortest of several looks. Together they may take another time than
         the block as a whole, in which a GPU may wait for the host, or a CPU finds other things in its caches: so their
         times are scaled to that.
         """
-        candidates = [first.candidates[index] for index in sorted(first.candidates)]
         if self.estimate is not None:
-            return first.seconds, tuple(candidates)
+            return first.times
         times = [self._count(run)[0].times for _ in looks()]
         shortest = [min(look[index] for look in times) for index in range(len(first.times))]
         whole = self._time(saving_nothing(run))
         scale = whole / (sum(shortest) or whole)
-        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in candidates), run, whole)
-        return whole, tuple(evolve(c, seconds=shortest[c.index] * scale, keeping_seconds=keeping) for c in candidates)
+        return [seconds * scale for seconds in shortest]
+
+    def _candidates(
+        self, operators: Operators, times: Sequence[float], run: Callable[[], Tensor]
+    ) -> tuple[Candidate, ...]:
+        """Return what it may pay to keep: not what backward leaves out anyway."""
+        found = [c for index, c in sorted(operators.candidates.items()) if index not in operators.left_out]
+        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in found), run, sum(times))
+        return tuple(evolve(c, seconds=times[c.index], keeping_seconds=keeping) for c in found)
 
     def _keeping_seconds(self, candidates: frozenset[Occurrence], run: Callable[[], Tensor], whole: float) -> float:
         """Find what forward takes longer for each output that it keeps: all kept, over none.
 
         That is the host's time, and counts on a GPU that waits for it; a CPU computes in it.
         """
-        if self.device.type != "cuda" or not candidates:
+        if self.device.type != "cuda" or self.estimate is not None or not candidates:
             return 0.0
 
         def keep_all() -> None:
@@ -223,17 +244,18 @@ class _Looker:
         return whole_seconds(run, self.device, self.warm_up_seconds)
 
     def _backward_seconds(
-        self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor], forward_seconds: float
+        self, leaves: Mapping[str, Tensor], run: Callable[[], Tensor], forward_seconds: float, recomputed: float
     ) -> float:
-        """Time a backward without its recomputation, with what becomes of its gradients on the same lane."""
+        """Time a backward without what it recomputes, with what becomes of its gradients on the same lane."""
         if self.estimate is not None:
             return 2 * forward_seconds
-        return max(0.0, self._time(with_gradients(leaves, run)) - forward_seconds)
+        return max(0.0, self._time(with_gradients(leaves, run)) - recomputed)
 
     def _count(self, run: Callable[[], Tensor]) -> tuple[Operators, Tensor]:
-        operators = Operators(self.device, self.estimate)
-        with nothing_saved(), operators:
-            output = run()
+        with nothing_saved() as saves:
+            operators = Operators(self.device, self.estimate, saves)
+            with operators:
+                output = run()
         operators.forget()
         return operators, output
 

@@ -1,4 +1,4 @@
-"""Keeping operators' outputs in a block's forward, and handing them out again when backward re-runs the block.
+"""Keeping operators' outputs in a block's forward, to be handed out when backward re-runs it (``replay.py``).
 
 [Note: occurrences] Every operator that reaches the dispatcher while a block runs is counted; its name, and how many of
 that name ran before it, tell which it is. Forward and re-run execute the same Python code on the same values, both with
@@ -28,13 +28,13 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import torch
-from attrs import field, frozen
+from attrs import define, field, frozen
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lohan_core.model.rng import get_random_state, set_random_state
+from lohan_core.model.rng import get_random_state
 
 __all__ = [
     "ATTENTION",
@@ -42,8 +42,9 @@ __all__ = [
     "Kept",
     "Occurrence",
     "OperatorCounter",
-    "Replaying",
+    "Saves",
     "is_keepable",
+    "map_tensors",
     "mutated_storages",
     "nothing_saved",
     "storage_of",
@@ -79,7 +80,8 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+def map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """Change the tensors among an operator's outputs."""
     return change(values) if isinstance(values, Tensor) else tree_map_only(Tensor, change, values)
 
 
@@ -202,7 +204,7 @@ class Keeping(OperatorCounter):
         if occurrence in self._wanted and is_keepable(func, args, kwargs, outputs):
             # An alias, since autograd will hang the graph of this forward onto the tensor that is returned.
             self.kept[occurrence] = Kept(
-                outputs=_map_tensors(Tensor.detach, outputs),
+                outputs=map_tensors(Tensor.detach, outputs),
                 random_state=get_random_state(self._device) if _draws(func) else None,
             )
         return outputs
@@ -214,30 +216,23 @@ class Keeping(OperatorCounter):
                 del self.kept[occurrence]
 
 
-class Replaying(OperatorCounter):
-    """Re-runs a block, handing out what was kept instead of computing it."""
+@define
+class Saves:
+    """How many tensors autograd has asked to save."""
 
-    def __init__(self, kept: Mapping[Occurrence, Kept], device: torch.device) -> None:
-        super().__init__()
-        self._kept = kept
-        self._device = device
-
-    def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Hand out a kept output, with the random state behind it, or run the operator."""
-        kept = self._kept.get(occurrence)
-        if kept is None:
-            return func(*args, **kwargs)
-        if kept.random_state is not None:
-            set_random_state(self._device, kept.random_state)
-        return _map_tensors(Tensor.detach, kept.outputs)
+    count: int = 0
 
 
 @contextmanager
-def nothing_saved() -> Iterator[None]:
-    """Run with grad enabled, for the same kernels as in training, but save nothing for a backward."""
+def nothing_saved() -> Iterator[Saves]:
+    """Run with grad enabled, for the same kernels as in training, but save nothing for a backward: only count."""
+    saves = Saves()
+
+    def drop(_: Tensor) -> None:
+        saves.count += 1
 
     def refuse(_: None) -> Tensor:
         raise RuntimeError("backward through a forward that saved nothing")
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, refuse):
-        yield
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(drop, refuse):
+        yield saves

@@ -157,7 +157,7 @@ def _emit_block(
         op,
         block=index,
         micro_batch=micro_batch,
-        work=block.backward_seconds + max(0.0, block.seconds - kept_seconds),
+        work=block.backward_seconds + max(0.0, block.recomputed_seconds - kept_seconds),
         after=(
             *loaded.uploads,
             *uploads,

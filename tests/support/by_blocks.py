@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lohan_core.model.cut import CutModel
-from lohan_core.model.keep import Keeping, Replaying, nothing_saved
+from lohan_core.model.keep import Keeping, nothing_saved
+from lohan_core.model.replay import replaying
 from lohan_core.model.rng import get_random_state, set_random_state
 
 CPU = torch.device("cpu")
@@ -59,17 +60,18 @@ def gradients_by_blocks(
     for index in cut.layers:
         hidden = hidden.detach().contiguous()
         keeping = Keeping(_Half(dice), CPU)
-        saved.append((hidden, get_random_state(CPU), keeping))
-        with nothing_saved(), keeping:
-            hidden = cut.layer(index, weights_of(index), hidden.requires_grad_(), calls[index - 1])
+        entered, drawn = hidden, get_random_state(CPU)
+        with nothing_saved() as saves, keeping:
+            hidden = cut.layer(index, weights_of(index), entered.requires_grad_(), calls[index - 1])
+        saved.append((entered, drawn, keeping.kept, saves.count))
     hidden, weights = hidden.detach().contiguous().requires_grad_(), weights_of(len(cut.blocks) - 1)
     loss = cut.postlude(weights, inputs, hidden)
     above = backward(loss, hidden, weights, None)
     for index in reversed(cut.layers):
-        entered, drawn, keeping = saved.pop()
+        entered, drawn, kept, saves = saved.pop()
         entered, weights = entered.detach().requires_grad_(), weights_of(index)
         set_random_state(CPU, drawn)
-        with Replaying(keeping.kept, CPU):
+        with replaying(kept, saves, CPU):
             output = cut.layer(index, weights, entered, calls[index - 1])
         above = backward(output, entered, weights, above)
     set_random_state(CPU, state)

@@ -144,7 +144,9 @@ class Family:
     @cached_property
     def recomputed_seconds(self) -> Floats:
         """Seconds of recomputation in a step that keeps the items before each cut."""
-        return self._recomputed([b.seconds for b in self.profile.blocks], [item.seconds for item in self.items])
+        return self._recomputed(
+            [b.recomputed_seconds for b in self.profile.blocks], [item.seconds for item in self.items]
+        )
 
     @cached_property
     def keeping_seconds(self) -> Floats:
@@ -155,7 +157,7 @@ class Family:
     @cached_property
     def recomputed_flops(self) -> Floats:
         """FLOPs of recomputation in a step that keeps the items before each cut."""
-        return self._recomputed([b.flops for b in self.profile.blocks], [item.flops for item in self.items])
+        return self._recomputed([b.recomputed_flops for b in self.profile.blocks], [item.flops for item in self.items])
 
     def _recomputed(self, forward: Sequence[float], saved: Sequence[float]) -> Floats:
         table = _rows(np.array(saved), self.item_blocks, len(forward))

@@ -303,7 +303,9 @@ class Formulation:
             recomputed = program.variable()
             kept = total(c.seconds * total(variables.placed[c.index].values()) for c in block.candidates)
             # [Constraint] What is not kept is computed again; keeping more than there is gains nothing.
-            program.at_most(1 / self._unit_seconds * (Linear(constant=block.seconds * group.size) - kept), recomputed)
+            program.at_most(
+                1 / self._unit_seconds * (Linear(constant=block.recomputed_seconds * group.size) - kept), recomputed
+            )
             use({(Phase.BACKWARD, Resource.GPU): self.workload.micro_batches * self._unit_seconds}, recomputed)
 
         lengths = {phase: program.variable() for phase in Phase}

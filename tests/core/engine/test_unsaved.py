@@ -22,7 +22,7 @@ BASE = {
     "optimizer": {"backend": "torch_adamw", "lr": LR, "max_grad_norm": 0.5},
     "storage": {"backend": "aio"},
 }
-PLANNERS = {"host": {"backend": "keep_nothing", "states": "host"}, "both": {"backend": "dice", "seed": 3}}
+PLANNERS = {"host": {"backend": "keep_nothing", "states": "host"}, "both": {"backend": "dice", "seed": 1}}
 HOST_ONLY = {**BASE, "planner": PLANNERS["host"], "memory": {"ssd": 4096}}
 
 

@@ -1,4 +1,4 @@
-"""Keeping operators' outputs and handing them out again, on functions small enough to count by hand."""
+"""Keeping operators' outputs, on functions small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lohan_core.model.keep import Keeping, Kept, OperatorCounter, Replaying, is_keepable, nothing_saved
+from lohan_core.model.keep import Keeping, Kept, OperatorCounter, is_keepable, nothing_saved
 from lohan_core.model.rng import get_random_state, preserved, seeded_state, set_random_state
 
 CPU = torch.device("cpu")
@@ -126,87 +126,6 @@ def test_an_operator_with_several_outputs_is_kept_whole():
 def test_values_that_are_no_tensors_keep_their_place():
     kept = Kept(outputs=(torch.ones(2), 7, [None, torch.zeros(1)]))
     assert [tensor.shape for tensor in kept.tensors()] == [(2,), (1,)]
-
-
-def replay(function, x, wanted, *, tamper=False):
-    """Gradient of ``function`` at ``x``: plain, and through keeping and replaying; and what was run again."""
-    plain = x.clone().requires_grad_()
-    state = get_random_state(CPU)
-    function(plain).sum().backward()
-    behind = get_random_state(CPU)
-
-    set_random_state(CPU, state)
-    keeping, leaf = Keeping(wanted, CPU), x.clone().requires_grad_()
-    with nothing_saved(), keeping:
-        function(leaf)
-    if tamper:
-        for kept in keeping.kept.values():
-            for tensor in kept.tensors():
-                tensor.add_(1)
-
-    class Watched(Replaying):
-        def run(self, occurrence, func, args, kwargs):
-            if occurrence not in self._kept:
-                again.append(func.overloadpacket.__name__)
-            return super().run(occurrence, func, args, kwargs)
-
-    again = []
-    set_random_state(CPU, state)
-    leaf = x.clone().requires_grad_()
-    with torch.enable_grad(), Watched(keeping.kept, CPU):
-        output = function(leaf)
-    assert torch.equal(get_random_state(CPU), behind), "what is drawn next must be what would have been"
-    (gradient,) = torch.autograd.grad(output.sum(), leaf)
-    return plain.grad, gradient, again
-
-
-def small_network(x):
-    torch.manual_seed(1)
-    weight = torch.linspace(-1, 1, 9).view(3, 3)
-    return nn.functional.gelu(x @ weight).softmax(-1) * x
-
-
-@pytest.mark.parametrize(
-    "wanted", [frozenset(), frozenset({("gelu", 0)}), frozenset({("mm", 0), ("mul", 0)}), EVERYTHING]
-)
-def test_gradients_through_replayed_operators_are_the_same(wanted):
-    plain, replayed, _ = replay(small_network, torch.randn(4, 3), wanted)
-    assert torch.equal(plain, replayed)
-
-
-def test_what_is_kept_is_not_run_again():
-    *_, again = replay(lambda x: (x.exp() * 3).tanh().view(-1), torch.randn(4, 3), EVERYTHING)
-    assert again == ["view"]
-
-
-def test_the_kept_value_is_what_backward_uses():
-    """Or else nothing is gained by keeping it."""
-    plain, replayed, _ = replay(torch.exp, torch.randn(3), frozenset({("exp", 0)}), tamper=True)
-    assert torch.allclose(plain + 1, replayed)
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [frozenset({("rand", 0)}), frozenset({("rand", 1)}), frozenset({("rand", 0), ("rand", 1)}), frozenset()],
-)
-def test_kept_random_operators_leave_the_generator_as_if_they_had_run(wanted):
-    """The second draw must not repeat the first, whichever of them is kept."""
-
-    def function(x):
-        return x * torch.rand(3) + (x * torch.rand(3)).exp()
-
-    plain, replayed, _ = replay(function, torch.randn(3), wanted)
-    assert torch.equal(plain, replayed)
-
-
-@pytest.mark.parametrize("wanted", [EVERYTHING, frozenset({("mul", 1), ("mm", 0)}), frozenset()])
-def test_dropout_is_replayed(wanted):
-    def function(x):
-        return nn.functional.dropout(nn.functional.dropout(x * 2, 0.5) @ torch.ones(3, 3), 0.5)
-
-    plain, replayed, _ = replay(function, torch.randn(8, 3), wanted)
-    assert torch.equal(plain, replayed)
-    assert 0 < (plain == 0).sum() < plain.numel()
 
 
 def test_nothing_is_saved_and_backward_says_so():
