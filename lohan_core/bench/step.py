@@ -33,6 +33,7 @@ from lohan_core.bench.step_rows import (
     StepBenchRow,
     busiest_resource,
     busy_by_resource,
+    chain_seconds,
     compare_plain,
     render,
 )
@@ -290,6 +291,7 @@ class _Bench:
         busy = {name: median(step[name] for step in each) for name in each[0]}
         busiest = busiest_resource(busy)
         predicted = simulate(engine.schedule, engine.profile.machine)
+        chain = median(chain_seconds(step.timeline) for step in counted) if engine.workload.clips else 0.0
         seconds = median(result.seconds for result in counted)
         batch_size = engine.workload.micro_batches * engine.profile.micro_batch_size
         tokens = batch_size * self.workload.sequence_length
@@ -305,6 +307,8 @@ class _Bench:
             busy_seconds=busy,
             busiest=busiest,
             step_per_busiest=seconds / busy[busiest],
+            chain_seconds=chain,
+            step_per_bound=seconds / max(busy[busiest], chain),
             predicted_seconds=predicted.seconds,
             predicted_busy_seconds=busy_by_resource(predicted),
             departure=seconds / predicted.seconds - 1.0,

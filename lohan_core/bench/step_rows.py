@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from lohan_core.engine.engine import StepResult
     from lohan_core.schedule.timeline import Timeline
 
-__all__ = ["DrivesFigures", "PlainFigures", "StepBench", "StepBenchRow", "busy_by_resource", "compare_plain", "render"]
+__all__ = [
+    "DrivesFigures",
+    "PlainFigures",
+    "StepBench",
+    "StepBenchRow",
+    "busy_by_resource",
+    "chain_seconds",
+    "compare_plain",
+    "render",
+]
 
 DRIVES = "ssd"
 
@@ -57,8 +66,11 @@ class StepBenchRow:
 
     ``busy_seconds`` is by lane, and for ``ssd`` the time in which reads or writes or both were on their way; a lane of
     the drives is slower while the other is busy, so that of the two ``ssd`` is the resource. ``step_per_busiest`` is
-    the step's time over that of the resource that was busy longest. ``predicted_*`` are the simulation's of the same
-    schedule; ``departure`` is by which share of the prediction the step was longer.
+    the step's time over that of the resource that was busy longest. ``chain_seconds`` is what a step cannot go below
+    where gradients are clipped, whatever overlaps: head and backward on the GPU, and only then, when the norm is known,
+    the CPU's updates, without which the next backward cannot begin; 0 where nothing clips. ``step_per_bound`` is over
+    the longer of both. ``predicted_*`` are the simulation's of the same schedule; ``departure`` is by which share of
+    the prediction the step was longer.
 
     ``planned_*_bytes`` are what the plan reckons with on each tier. ``step_gpu_bytes`` is what was allocated on the GPU
     at most during the steps, ``peak_gpu_bytes`` what torch's allocator took from the device at most, profiling
@@ -79,6 +91,8 @@ class StepBenchRow:
     busy_seconds: Mapping[str, float]
     busiest: str
     step_per_busiest: float
+    chain_seconds: float
+    step_per_bound: float
     predicted_seconds: float
     predicted_busy_seconds: Mapping[str, float]
     departure: float
@@ -117,6 +131,15 @@ def busy_by_resource(timeline: Timeline) -> dict[str, float]:
 
     busy = {lane.value: seconds for lane, seconds in timeline.busy_seconds().items()}
     return {**busy, DRIVES: timeline.occupied_seconds(DRIVE_LANES)}
+
+
+def chain_seconds(timeline: Timeline) -> float:
+    """Return for how long a step's head, backward and updates on the CPU ran, which clipping puts one after another."""
+    from lohan_core.schedule.task import Op
+
+    chain = {Op.TURN, Op.BACKWARD, Op.UPDATE}
+    spans = zip(timeline.schedule.tasks, timeline.spans, strict=True)
+    return sum(span.end - span.start for task, span in spans if task.op in chain)
 
 
 def busiest_resource(busy_seconds: Mapping[str, float]) -> str:
@@ -177,7 +200,10 @@ def _details(row: StepBenchRow) -> list[str]:
     lines = [
         row.plan,
         f"{row.attention} attention, loss {row.loss_computed}{plain_kernels}",
-        f"{row.step_per_busiest:.3f} of the time that {row.busiest} is busy; predicted {row.predicted_seconds:.3f} s",
+        (
+            f"{row.step_per_busiest:.3f} of the time that {row.busiest} is busy, {row.step_per_bound:.3f} of what "
+            f"cannot overlap; predicted {row.predicted_seconds:.3f} s"
+        ),
         f"seconds busy (predicted): {busy}",
         (
             f"host: planned {format_bytes(row.planned_host_bytes)}, pinned {format_bytes(row.pinned_bytes)}, resident "

@@ -11,7 +11,7 @@ from tiny_backends import MACHINE, TestBackends, make_registry
 from lohan_core.backend import Kind
 from lohan_core.bench.plain import PlainTrainer
 from lohan_core.bench.step import StepBenchOptions, render, run
-from lohan_core.bench.step_rows import busiest_resource, busy_by_resource
+from lohan_core.bench.step_rows import busiest_resource, busy_by_resource, chain_seconds
 from lohan_core.bench.workloads import WORKLOADS, make_batch, write_model_directory
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.model.choices import Attention
@@ -65,6 +65,9 @@ def test_every_batch_size_is_a_row_and_nothing_is_left_behind(tmp_path):
         assert set(row.busy_seconds) == set(row.predicted_busy_seconds) == {*Lane, "ssd"}
         assert 0 < row.busy_seconds["gpu"] <= row.seconds
         assert row.step_per_busiest == pytest.approx(row.seconds / row.busy_seconds[row.busiest])
+        assert 0 < row.chain_seconds < row.seconds
+        bound = max(row.busy_seconds[row.busiest], row.chain_seconds)
+        assert row.step_per_bound == pytest.approx(row.seconds / bound)
         assert row.departure == pytest.approx(row.seconds / row.predicted_seconds - 1)
         assert row.drives is None, "states in host memory, nothing durable"
         assert 0 < row.start_host_bytes <= row.peak_host_bytes
@@ -235,6 +238,13 @@ def timeline(*spans):
     tasks = tuple(Task(index=index, op=op) for index, (op, _, _) in enumerate(spans))
     schedule = Schedule(tasks=tasks, pools={})
     return Timeline(schedule=schedule, spans=tuple(Span(start, end) for _, start, end in spans))
+
+
+def test_head_backward_and_updates_cannot_overlap_where_a_norm_is_waited_for():
+    steps = timeline(
+        (Op.UPDATE, 0.0, 2.0), (Op.FORWARD, 1.0, 3.0), (Op.TURN, 3.0, 3.5), (Op.BACKWARD, 3.5, 6.0), (Op.NORM, 6.0, 7.0)
+    )
+    assert chain_seconds(steps) == 5.0
 
 
 def test_the_drives_are_busy_while_either_lane_is():
