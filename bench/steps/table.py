@@ -48,7 +48,7 @@ def _rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for row in result["rows"]:
         plain, drives, busy = row["plain"], row["drives"], row["busy_seconds"]
         yield [
-            result["workload"],
+            result["workload"] + (", compiled" if result["settings"]["model"].get("compile") else ""),
             str(row["batch_size"]),
             f"{row['tokens_per_second']:,.0f}",
             f"{plain['tokens_per_second']:,.0f}" if plain else "-",

@@ -2,8 +2,9 @@
 
 Weights in the run's dtype, fp32 master weights and moments, every layer checkpointed, ``AdamW(fused=True)``, the global
 norm clipped, micro-batches summed in fp32: the arithmetic of LoHan's own step, without moving anything, by the settings
-and with the kernels of attention that LoHan's side has. Head and loss are the model's own, whole. It lives in a process
-of its own, so that each side has its own memory to be counted and capped, and steps may alternate.
+and with the kernels of attention that LoHan's side has. Where LoHan's layers are compiled, its own are too, by
+``torch.compile``. Head and loss are the model's own, whole. It lives in a process of its own, so that each side has its
+own memory to be counted and capped, and steps may alternate.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class PlainTrainer:
         dtype: torch.dtype,
         attention: Attention,
         optimizer: AdamWConfig,
+        compiles: bool = False,
     ) -> None:
         """Make the model of a directory's config, with the random weights that LoHan's side has too.
 
@@ -70,6 +72,7 @@ class PlainTrainer:
             dtype: of weights, activations and gradients: bf16 or fp32.
             attention: the kernels of attention.
             optimizer: learning rate, decay, moments and the norm to clip by.
+            compiles: whether layers are compiled, each as one, by ``torch.compile``.
         """
         import torch
         from torch.utils.checkpoint import checkpoint
@@ -83,7 +86,8 @@ class PlainTrainer:
             self._model = AutoModelForCausalLM.from_config(read_config(model), dtype=dtype).train()
         use_attention(self._model, attention)
         for layer in find_layers(self._model)[1]:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            forward = torch.compile(layer.forward, dynamic=False) if compiles else layer.forward
+            layer.forward = partial(checkpoint, forward, use_reentrant=False)
         self._weights: list[torch.Tensor] = list(self._model.parameters())
         drawn = _draw_masters(model, self._model, seed, self._device, dtype)
         with torch.no_grad():

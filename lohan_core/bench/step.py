@@ -214,6 +214,7 @@ class _Bench:
             dtype=dtype,
             attention=engine.model.attention,
             optimizer=optimizer,
+            compiles=config.model.compile,
         )
 
     def _with_drives(self, row: StepBenchRow, config: Config, read_bytes: int, write_bytes: int) -> StepBenchRow:

@@ -81,6 +81,10 @@ class ModelConfig:
             that are to the bit those of plain PyTorch; `chunked`: a slice of tokens after the other, equal to rounding,
             so that long sequences and large vocabularies take little memory; `liger`: likewise by Liger's kernels, on a
             GPU (`pip install 'lohan[liger]'`).
+        compile: Whether what lies between a layer's matrix products and attention (norms, rotary embeddings,
+            activations, sums) is compiled into fused kernels by torch's Inductor, once for each kind of layer, which
+            takes seconds at the start. The results are those of the compiled layers, to the bit and whatever the plan;
+            they equal the others to rounding.
         trust_remote_code: Whether Python code in that directory may run.
     """
 
@@ -88,6 +92,7 @@ class ModelConfig:
     weights: FirstWeights = FirstWeights.PRETRAINED
     attention: Attention = Attention.AUTO
     loss: Loss = Loss.WHOLE
+    compile: bool = False
     trust_remote_code: bool = False
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lohan_core.backend import Kind
 from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config, Durability
+from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
@@ -81,6 +82,7 @@ def open_engine(
         whole = {**store_identity(config, parts), **(identity or {})}
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         _require_isolation(parts.model, sample)
+        compile_layers(parts.model, sample.micro_batches, report)
         subject = Subject(
             model=parts.model,
             storage=parts.storage,

@@ -73,6 +73,7 @@ class Compute:
     def _forward_layer(self, task: Task, views: Mapping[str, Tensor]) -> Tensor:
         data, k = self.data, task.micro_batch
         hidden, call = data.hidden.pop(k).requires_grad_(), data.calls[k][task.block - 1]
+        self._model.prepare(task.block, hidden, call)
         wanted = self._wanted[task.block] if data.trains else frozenset()
         keeping = Keeping(wanted, self._device) if wanted else None
         with nothing_saved() as saves, keeping or nullcontext():

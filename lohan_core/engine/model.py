@@ -37,7 +37,7 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
     choice = choose_attention(wanted, skeleton, obstacle, packed_rows=packed_rows)
     if choice.attention is Attention.EAGER:  # what the architecture supports is known only once there is a model of it
         skeleton = build_skeleton(model_config, dtype, eager_attention=True, trust_remote_code=trust)
-    model = cut_model(skeleton, config.model.loss)
+    model = cut_model(skeleton, config.model.loss, compiles=config.model.compile)
     if choice.attention is Attention.FLASH:
         use_flash_attn(skeleton)  # now only: a model is cut on the CPU, where there is no flash-attn
     return model, choice

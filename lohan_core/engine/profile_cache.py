@@ -62,6 +62,7 @@ class ProfileCache:
             "storage": subject.storage.describe(),
             "optimizer": subject.optimizer.describe(),
             "model": [str(model.dtype), model.attention, model.loss, model.model.config.to_json_string(use_diff=False)],
+            "compiled": model.compiled is not None,
             "batch": {name: list(tensor.shape) for name, tensor in inputs.items()},
             "chunk_elements": subject.chunk_elements,
             "seconds": seconds,

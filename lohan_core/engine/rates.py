@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
@@ -32,6 +32,8 @@ LEAST_UPDATE_BYTES = 256 << 20
 GPU_UPDATE_ELEMENTS = 32 << 20
 CACHES = 8
 """An update is measured on so many times what the last cache holds: in a step, hardly any of it is still there."""
+COPY_CACHES = 2
+"""Copies each way, likewise: out of a cache they would take nothing of the memory's bandwidth from an update."""
 UNDISTURBED = 0.97
 """An update that keeps so much of its rate beside copies is not slowed down by them: less is within the noise."""
 SCRATCH = "scratch/profile"
@@ -50,7 +52,7 @@ def _rate(amount: float, seconds: float, run: Callable[[], None], *, least_round
 
 def copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
     """Bytes a second to the GPU and from it, each with its share of what passes when both ways are busy."""
-    host = allocate_host(COPY_BYTES, pin=device.type == "cuda")
+    host = _host_windows(device)
     there = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
 
     def copy(target: Tensor, source: Tensor) -> None:
@@ -58,12 +60,19 @@ def copy_rates(device: torch.device, seconds: float) -> tuple[float, float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    up = _rate(COPY_BYTES, seconds, lambda: copy(there, host))
-    down = _rate(COPY_BYTES, seconds, lambda: copy(host, there))
+    up = _rate(COPY_BYTES, seconds, lambda: copy(there, next(host)))
+    down = _rate(COPY_BYTES, seconds, lambda: copy(next(host), there))
     if device.type != "cuda":
         return up, down
-    both = _rate(2 * COPY_BYTES, seconds, _Crossing(device, host, there).run)
+    both = _rate(2 * COPY_BYTES, seconds, _Crossing(device, host).run)
     return crossing_rates(up, down, both)
+
+
+def _host_windows(device: torch.device) -> Iterator[Tensor]:
+    """Yield places in host memory to copy from and to, in turn and without end: together more than caches hold."""
+    windows = -(-max(COPY_BYTES, COPY_CACHES * largest_cache_bytes()) // COPY_BYTES)
+    arena = allocate_host(windows * COPY_BYTES, pin=device.type == "cuda")
+    return cycle(arena.split(COPY_BYTES))
 
 
 def crossing_rates(up: float, down: float, both: float) -> tuple[float, float]:
@@ -85,14 +94,16 @@ def crossing_rates(up: float, down: float, both: float) -> tuple[float, float]:
 class _Crossing:
     """Copies in both directions at once."""
 
-    def __init__(self, device: torch.device, host: Tensor, there: Tensor) -> None:
+    def __init__(self, device: torch.device, host: Iterator[Tensor]) -> None:
         self._device = device
         self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device))
-        self._pairs = ((there, host), (allocate_host(COPY_BYTES, pin=True), torch.empty_like(there)))
+        self._there = torch.empty((2, COPY_BYTES), dtype=torch.uint8, device=device)
+        self._up, self._down = host, _host_windows(device)
         torch.cuda.synchronize(device)  # the other streams may not use this memory before this one has been given it
 
     def run(self) -> None:
-        for stream, (target, source) in zip(self._streams, self._pairs, strict=True):
+        pairs = (self._there[0], next(self._up)), (next(self._down), self._there[1])
+        for stream, (target, source) in zip(self._streams, pairs, strict=True):
             with torch.cuda.stream(stream):
                 target.copy_(source, non_blocking=True)
         torch.cuda.synchronize(self._device)
@@ -167,14 +178,15 @@ def update_rates(
     alone = _rate(update.elements, seconds, update.run)
     if device.type != "cuda":
         return alone, None
-    host, there = allocate_host(COPY_BYTES, pin=True), torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+    crossing = _Crossing(device, _host_windows(device))
     stop = threading.Event()
     with ThreadPoolExecutor(1) as other:
-        copies = other.submit(_repeat, _Crossing(device, host, there).run, stop)
+        copies = other.submit(_repeat, crossing.run, stop)
         try:
             beside = _rate(update.elements, seconds, update.run)
         finally:
             stop.set()
+    alone = (alone + _rate(update.elements, seconds, update.run)) / 2  # before and after: rates drift
     copied = copies.result() * 2 * COPY_BYTES
     return alone, copied / (1 - beside / alone) if beside < alone * UNDISTURBED else None
 

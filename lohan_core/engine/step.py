@@ -10,8 +10,8 @@ from attrs import define, field
 from torch import Tensor
 
 from lohan_core.engine.packing import Packed
-from lohan_core.model.cut import LayerCall
 from lohan_core.model.keep import Kept, Occurrence
+from lohan_core.model.layer_call import LayerCall
 
 __all__ = ["Saved", "StepData", "UpdateTerms", "micro_batch_seed"]
 

@@ -12,6 +12,7 @@ import torch
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config
 from lohan_core.data.batches import Batch
+from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.model import build_model
@@ -61,6 +62,7 @@ def _open_subject(config: Config, registry: Registry, device: torch.device, repo
         )
         with closing(storage):
             batch = _random_batch(config, model.model)
+            compile_layers(model, batch.micro_batches, report)
             yield Subject(
                 model=model,
                 storage=storage,

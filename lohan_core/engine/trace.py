@@ -21,8 +21,9 @@ from lohan_core.engine.stopwatch import (
     with_gradients,
     without_gradients,
 )
-from lohan_core.model.cut import CutModel, LayerCall
+from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
+from lohan_core.model.layer_call import LayerCall
 from lohan_core.model.replay import replaying
 from lohan_core.model.rng import preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
@@ -170,22 +171,23 @@ class _Looker:
             return self.model.layer(index, views, hidden, call)
 
         leaves = {**views, "": hidden}
+        self.model.prepare(index, hidden, call)
         operators, output = self._count(run)
 
         def run_again() -> Tensor:
             with replaying({}, operators.saves.count, self.device):
                 return run()
 
-        times = self._times(operators, run)
-        recomputed = sum(times) - sum(times[index] for index in operators.left_out)
+        seconds, times = self._timed(operators, run)
+        recomputed = max(0.0, seconds - sum(times[index] for index in operators.left_out))
         look = _Look(
             flops=operators.flops,
-            seconds=sum(times),
-            backward_seconds=self._backward_seconds(leaves, run_again, sum(times), recomputed),
+            seconds=seconds,
+            backward_seconds=self._backward_seconds(leaves, run_again, seconds, recomputed),
             recomputed_flops=operators.flops - sum(operators.left_out.values()),
             recomputed_seconds=recomputed,
             transient_bytes=self._transient(leaves, run_again, operators.output_bytes),
-            candidates=self._candidates(operators, times, run),
+            candidates=self._candidates(operators, seconds, times, run),
         )
         return look, output.detach().contiguous()
 
@@ -203,27 +205,29 @@ class _Looker:
             transient_bytes=peak_bytes(with_backward(leaves, run), self.device),
         )
 
-    def _times(self, first: Operators, run: Callable[[], Tensor]) -> list[float]:
-        """Return each operator's seconds.
+    def _timed(self, first: Operators, run: Callable[[], Tensor]) -> tuple[float, list[float]]:
+        """Return a block's seconds, and each operator's part of them.
 
         Operators are timed one by one, each by the shortest of several looks. Together they may take another time than
         the block as a whole, in which a GPU may wait for the host, or a CPU finds other things in its caches: so their
-        times are scaled to that.
+        times are scaled to that. But what is compiled is no operator, and has the rest of the time.
         """
         if self.estimate is not None:
-            return first.times
+            return first.seconds, first.times
         times = [self._count(run)[0].times for _ in looks()]
         shortest = [min(look[index] for look in times) for index in range(len(first.times))]
         whole = self._time(saving_nothing(run))
         scale = whole / (sum(shortest) or whole)
-        return [seconds * scale for seconds in shortest]
+        if self.model.compiled is not None:
+            scale = min(1.0, scale)
+        return whole, [seconds * scale for seconds in shortest]
 
     def _candidates(
-        self, operators: Operators, times: Sequence[float], run: Callable[[], Tensor]
+        self, operators: Operators, whole: float, times: Sequence[float], run: Callable[[], Tensor]
     ) -> tuple[Candidate, ...]:
         """Return what it may pay to keep: not what backward leaves out anyway."""
         found = [c for index, c in sorted(operators.candidates.items()) if index not in operators.left_out]
-        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in found), run, sum(times))
+        keeping = self._keeping_seconds(frozenset(c.occurs_as for c in found), run, whole)
         return tuple(evolve(c, seconds=times[c.index], keeping_seconds=keeping) for c in found)
 
     def _keeping_seconds(self, candidates: frozenset[Occurrence], run: Callable[[], Tensor], whole: float) -> float:

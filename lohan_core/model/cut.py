@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
@@ -25,7 +25,9 @@ from lohan_core.errors import ModelError
 from lohan_core.layout import BlockLayout, Borrowed, lay_out
 from lohan_core.model.attention import attention_of, flash_boundaries
 from lohan_core.model.choices import Attention, Loss
+from lohan_core.model.compiled import CompiledLayers
 from lohan_core.model.deferred_logits import loss_deferred
+from lohan_core.model.layer_call import LayerCall, layer_settings
 from lohan_core.model.loss import loss_computer
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.model.skeleton import find_layers
@@ -33,22 +35,7 @@ from lohan_core.model.skeleton import find_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CutModel", "LayerCall", "cut_model"]
-
-
-@frozen
-class LayerCall:
-    """What the model passes to one layer beside the hidden state, which is to be put in again at its place."""
-
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    takes_keyword: bool
-
-    def with_hidden(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of the layer's call with ``hidden`` in place."""
-        if self.takes_keyword:
-            return self.arguments, {**self.keywords, "hidden_states": hidden}
-        return (hidden, *self.arguments), dict(self.keywords)
+__all__ = ["CutModel", "cut_model"]
 
 
 class _PreludeDone(Exception):  # noqa: N818 - not an error: it ends a forward that has served its purpose
@@ -69,6 +56,8 @@ class CutModel:
     """Parameters that no block computes with; they are never trained and are exported as they came."""
     loss: Loss
     """How head and loss are computed."""
+    compiled: CompiledLayers | None
+    """What runs layers that were prepared; None: nothing is compiled."""
     _layers: list[nn.Module] = field(alias="layers_list")
     _layer_prefix: str
     _returns_tuple: tuple[bool, ...]
@@ -99,19 +88,11 @@ class CutModel:
 
         Two layers of one kind have the same operators with the same outputs.
         """
-        layer = self._layers[block - 1]
-        settings = [
-            (name, key, value)
-            for name, module in layer.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str)) and key not in {"layer_idx", "layer_id"}
-        ]
         arguments = [
             tuple(value.shape) if isinstance(value, Tensor) else repr(type(value))
             for value in tree_leaves((call.arguments, dict(call.keywords)))
         ]
-        shapes = [slot.shape for slot in self.blocks[block].slots]
-        return type(layer), tuple(settings), tuple(shapes), tuple(arguments)
+        return layer_settings(self._layers[block - 1]), tuple(arguments)
 
     def to(self, device: torch.device) -> None:
         """Move buffers (never weights) to the device that computes."""
@@ -164,13 +145,31 @@ class CutModel:
 
     def layer(self, block: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall) -> Tensor:
         """Run one decoder layer (``block`` counts the prelude as 0) and return its hidden state."""
-        position = block - 1
-        prefix = f"{self._layer_prefix}.{position}."
-        local = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        position, local = block - 1, self._named_within(block, weights)
+        if self.compiled is not None:
+            compiled = self.compiled.run(position, local, hidden, call)
+            if compiled is not None:
+                return compiled
         args, kwargs = call.with_hidden(hidden)
         output = functional_call(self._layers[position], local, args, kwargs)
         result: Tensor = output[0] if self._returns_tuple[position] else output
         return result
+
+    def prepare(self, block: int, hidden: Tensor, call: LayerCall) -> None:
+        """Have a layer compiled for calls like this one, where that is wanted; ``hidden`` requires grad.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        if self.compiled is not None:
+            self.compiled.prepare(
+                block - 1, lambda: self._named_within(block, self.random_weights(block)), hidden, call
+            )
+
+    def _named_within(self, block: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name a layer's weights as the layer itself does."""
+        prefix = f"{self._layer_prefix}.{block - 1}."
+        return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
     def postlude(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Run the model from its last layer's hidden state to the loss, a scalar: the mean over predicted tokens.
@@ -205,12 +204,13 @@ class CutModel:
         return nullcontext() if compute is None else loss_deferred(self.model, compute)
 
 
-def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE) -> CutModel:
+def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compiles: bool = False) -> CutModel:
     """Cut a model into blocks, finding out by one tiny run of zeros what each block needs.
 
     Args:
         model: a skeleton (:func:`lohan_core.model.skeleton.build_skeleton`).
         loss: how head and loss are to be computed; :func:`lohan_core.model.loss.require_same_loss` tells if they can.
+        compiles: whether layers are to be compiled, each when it is prepared.
 
     Raises:
         ModelError: the model computes something between its layers, its layers depend on more than one value that
@@ -250,6 +250,7 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE) -> CutModel:
         blocks=tuple(blocks),
         unused=tuple(name for name in everywhere_else if name not in probe.before | probe.behind),
         loss=loss,
+        compiled=CompiledLayers(list(layers)) if compiles else None,
         layers_list=list(layers),
         layer_prefix=prefix,
         returns_tuple=tuple(probe.returns_tuple[type(layer)] for layer in layers),

@@ -13,6 +13,7 @@ STOPPED = 3
 IN_HOST_MEMORY = {"run": {"checkpoint_every": 3}, "planner": {"states": "host"}}
 OVERWRITING = {"run": {"durability": "none"}}
 UNSAVED = {"run": {"durability": "none"}, "planner": {"states": "host"}, "memory": {"ssd": "4KiB"}}
+COMPILED = {"model": {"compile": True}}
 BFLOAT16 = {"run": {"dtype": "bfloat16", "checksums": False}}
 
 
@@ -35,8 +36,9 @@ def finish(ours, undisturbed, **changes):
         (signal.SIGTERM, BFLOAT16),
         (signal.SIGINT, IN_HOST_MEMORY),
         (signal.SIGTERM, OVERWRITING),
+        (signal.SIGINT, COMPILED),
     ],
-    ids=["ssd", "bfloat16", "host", "overwriting"],
+    ids=["ssd", "bfloat16", "host", "overwriting", "compiled"],
 )
 def test_a_signal_stops_in_good_order(make_run, undisturbed, number, changes):
     run = make_run(**changes)
