@@ -29,6 +29,7 @@ from lohan_core.states import StateVector
 
 __all__ = ["plan_here", "plan_on"]
 
+UNCOMPILED = "model.compile: layers are reckoned as if they were not compiled, which on a GPU takes longer"
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -61,6 +62,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
         largest=asker.largest(case, outline) if largest else None,
         searched_largest=largest,
+        reservations=(UNCOMPILED,) if config.model.compile else (),
     )
 
 

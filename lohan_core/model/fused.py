@@ -36,7 +36,8 @@ from lohan_core.model.segments import NotFusable, split, without_mutation
 
 __all__ = ["Fused", "NotFusable", "disagreement", "fuse"]
 
-_INDUCTOR = {"deterministic": True, "triton.cudagraphs": False}
+_INDUCTOR = {"deterministic": True, "triton.cudagraphs": False, "compile_threads": 1}
+"""Settings of Inductor. Of compiling processes there would be one for each core, to stay for the rest of the run."""
 _FAILURES = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a layer's code raises on tensors without values, and Inductor on what it does not know."""
 

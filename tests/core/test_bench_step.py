@@ -90,6 +90,14 @@ def test_a_step_of_every_row_can_be_drawn(tmp_path):
         assert record.predicted.seconds == pytest.approx(row.predicted_seconds, rel=1e-3)
 
 
+def test_compiled_layers_are_measured_beside_compiled_layers(tmp_path):
+    settings = {**QUICK, "model": {"compile": True}}
+    result = bench(tmp_path, batch_sizes=(2,), steps=1, warm_up=0, plain=True, settings=settings)
+    (row,) = result.rows
+    assert result.settings["model"]["compile"] is True
+    assert row.losses == pytest.approx(row.plain.losses, rel=1e-3)
+
+
 def test_where_timelines_cannot_be_written_nothing_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/lines: cannot be written: Not a directory"):

@@ -97,6 +97,16 @@ def test_more_drives_are_no_slower_and_the_table_says_what_bounds(monkeypatch, c
     assert code == 0
     for words in ("Fits.", "tokens/s", "bound by ", "ssd_write", "rated life", "Recommended: run.batch_size:"):
         assert words in out
+    assert "compile" not in out
+
+
+def test_what_is_left_out_of_account_is_said(monkeypatch, capsys, config):
+    compiled = ("plan", config, "--hardware", "rtx-4090", "--set", "model.compile=true")
+    code, out, _ = run(monkeypatch, capsys, *compiled)
+    assert code == 0
+    assert "layers are reckoned as if they were not compiled" in " ".join(out.split())
+    _, out, _ = run(monkeypatch, capsys, *compiled, "--json")
+    assert len(json.loads(out)["reservations"]) == 1
 
 
 def test_updates_are_deferred_unless_the_config_says_otherwise(monkeypatch, capsys, config):

@@ -57,6 +57,15 @@ def test_compiled_layers_compute_what_the_others_do_to_rounding(tmp_path, models
     assert losses[True] != losses[False]
 
 
+def test_nothing_is_compiled_in_a_run_that_evaluates(tmp_path, models, monkeypatch):
+    batch = make_batch(1)
+    sections = {"model": {"compile": True}, "data": {"eval": str(tmp_path / "none.jsonl")}}
+    with open_run(tmp_path, models["llama"], batch, **sections) as engine:
+        monkeypatch.setattr("lohan_core.model.compiled.fuse", lambda *_: pytest.fail("it is compiled now"))
+        engine.step(batch, lr=0.0)
+        engine.evaluate([batch])
+
+
 def test_candidates_of_a_compiled_layer_are_its_products_and_attention(tmp_path, models):
     with open_run(tmp_path, models["llama"], make_batch(1), model={"compile": True}) as engine:
         layer = engine.profile.blocks[1]
