@@ -6,7 +6,7 @@ import pytest
 import torch
 from compiled_layers import with_layers_of
 from test_gpu_exact import PLANNERS, to_device
-from test_gpu_memory import allocator_state, device_pool_bytes
+from test_gpu_memory import device_pool_bytes
 from tiny_lms import TIED, load_lm, make_batch
 from tiny_runs import different, open_run, plain_step, recorded_gradients
 
@@ -49,9 +49,9 @@ def test_steps_take_no_more_than_the_plan_reckoned_and_nothing_stays(tmp_path, m
             engine.step(batch, lr=1e-3)
         torch.cuda.reset_peak_memory_stats(cuda)
         workspaces = torch.cuda.memory_allocated(cuda) - before - device_pool_bytes(engine)
-        held = allocator_state(cuda)
+        held = torch.cuda.memory_allocated(cuda)
         for _ in range(20):
             engine.step(batch, lr=1e-3)
         taken = torch.cuda.max_memory_allocated(cuda) - before - workspaces
         assert taken <= engine.schedule.bytes_on(Tier.GPU)
-        assert allocator_state(cuda) == held
+        assert torch.cuda.memory_allocated(cuda) == held
