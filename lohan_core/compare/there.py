@@ -37,7 +37,12 @@ def compare_on(
     trust = config.model.trust_remote_code
     model_config = read_config(config.model.path, trust_remote_code=trust)
     outline = Outline(
-        model_config, dtype, attention=config.model.attention, loss=config.model.loss, trust_remote_code=trust
+        model_config,
+        dtype,
+        attention=config.model.attention,
+        loss=config.model.loss,
+        compiles=config.model.compile,
+        trust_remote_code=trust,
     )
     profile = outline.profile(
         hardware,

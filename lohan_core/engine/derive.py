@@ -17,6 +17,7 @@ import torch
 from attrs import define, field
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lohan_core.engine.outline import outline
 from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
 from lohan_core.hardware.sections import Hardware
@@ -49,6 +50,7 @@ def derive_profile(
     gpu_updates: bool = False,
     attention: Attention = Attention.AUTO,
     loss: Loss = Loss.WHOLE,
+    compiles: bool = False,
     trust_remote_code: bool = False,
 ) -> Profile:
     """Derive the profile of one model on one machine; see :class:`Outline` for several.
@@ -63,12 +65,15 @@ def derive_profile(
         gpu_updates: whether the optimizer can update states that live on the GPU.
         attention: the kernels of attention.
         loss: how head and loss are computed.
+        compiles: whether layers are compiled.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ModelError: the config is not one of a causal LM, or the model cannot be cut into blocks.
     """
-    outline = Outline(model_config, dtype, attention=attention, loss=loss, trust_remote_code=trust_remote_code)
+    outline = Outline(
+        model_config, dtype, attention=attention, loss=loss, compiles=compiles, trust_remote_code=trust_remote_code
+    )
     return outline.profile(
         hardware,
         micro_batch_size=micro_batch_size,
@@ -91,6 +96,7 @@ class Outline:
     dtype: torch.dtype
     attention: Attention = field(default=Attention.AUTO, kw_only=True)
     loss: Loss = field(default=Loss.WHOLE, kw_only=True)
+    compiles: bool = field(default=False, kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
     _mode: FakeTensorMode = field(init=False, factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _model: CutModel = field(init=False)
@@ -108,7 +114,7 @@ class Outline:
         )
         loss = Loss.WHOLE if self.loss is Loss.WHOLE else Loss.CHUNKED
         with self._mode:
-            self._model = cut_model(skeleton, loss)
+            self._model = cut_model(skeleton, loss, compile_by=outline if self.compiles else None)
             self._model.to(_CPU)
 
     @property

@@ -7,6 +7,7 @@ import torch
 from lohan_core.config.sections import Config
 from lohan_core.model.attention import AttentionChoice, choose_attention, flash_attn_obstacle, use_flash_attn
 from lohan_core.model.choices import Attention
+from lohan_core.model.compiled import fuse_tried
 from lohan_core.model.cut import CutModel, cut_model
 from lohan_core.model.loss import require_loss_kernels
 from lohan_core.model.skeleton import build_skeleton, read_config
@@ -37,7 +38,7 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
     choice = choose_attention(wanted, skeleton, obstacle, packed_rows=packed_rows)
     if choice.attention is Attention.EAGER:  # what the architecture supports is known only once there is a model of it
         skeleton = build_skeleton(model_config, dtype, eager_attention=True, trust_remote_code=trust)
-    model = cut_model(skeleton, config.model.loss, compiles=config.model.compile)
+    model = cut_model(skeleton, config.model.loss, compile_by=fuse_tried if config.model.compile else None)
     if choice.attention is Attention.FLASH:
         use_flash_attn(skeleton)  # now only: a model is cut on the CPU, where there is no flash-attn
     return model, choice

@@ -5,7 +5,7 @@ Time is measured, or estimated from FLOPs and bytes: then tensors without memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -95,6 +95,12 @@ class Operators(OperatorCounter):
             self._note(occurrence, outputs, flops, seconds)
         return outputs
 
+    def note_moved(self, tensors: Sequence[Tensor]) -> None:
+        """Count what no operator shows, where time is estimated: something that reads and writes these tensors."""
+        if self.estimate is not None:
+            self._estimates.append(self.estimate(0.0, sum(map(_bytes_of, tensors))))
+            self._ran += 1
+
     def _note(self, occurrence: Occurrence, outputs: Any, flops: float, seconds: float) -> None:
         # An address names a storage only while it lives.
         kept = Kept(outputs=tree_map_only(Tensor, Tensor.detach, outputs))
@@ -163,5 +169,9 @@ def moved_bytes(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, An
     if (aliases and not schema.is_mutable) or func.overloadpacket.__name__ in {"_unsafe_view", "empty", "empty_like"}:
         return 0
     tensors = [value for value in tree_leaves((args, kwargs, outputs)) if isinstance(value, Tensor)]
-    # What is expanded is read once: its storage is smaller than its shape.
-    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+    return sum(map(_bytes_of, tensors))
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    """Count a tensor's bytes; what is expanded is read once: its storage is smaller than its shape."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

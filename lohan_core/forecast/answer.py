@@ -29,7 +29,6 @@ from lohan_core.states import StateVector
 
 __all__ = ["plan_here", "plan_on"]
 
-UNCOMPILED = "model.compile: layers are reckoned as if they were not compiled, which on a GPU takes longer"
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -51,7 +50,12 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         hardware, states, config.data.sequence_length, dtype, report, gpu_updates="cuda" in optimizer.gpu_types
     )
     outline = Outline(
-        model_config, dtype, attention=config.model.attention, loss=config.model.loss, trust_remote_code=trust
+        model_config,
+        dtype,
+        attention=config.model.attention,
+        loss=config.model.loss,
+        compiles=config.model.compile,
+        trust_remote_code=trust,
     )
     profile_of = asker.profiles(outline)
     planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
@@ -62,7 +66,6 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
         largest=asker.largest(case, outline) if largest else None,
         searched_largest=largest,
-        reservations=(UNCOMPILED,) if config.model.compile else (),
     )
 
 

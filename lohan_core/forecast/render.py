@@ -102,7 +102,6 @@ def _advice(report: PlanReport) -> Iterator[str]:
         )
     elif report.searched_largest:
         yield "No model of this family fits, of the sizes that are tried."
-    yield from report.reservations
 
 
 def _billions(parameters: int) -> str:

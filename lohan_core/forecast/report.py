@@ -40,8 +40,8 @@ class PlanReport:
     """The answer to one question.
 
     ``forecast`` is None when the planner finds nothing that fits: ``refusal`` then says why. ``advice`` is None when no
-    batch fits; ``largest`` when it was not asked for, or not even the smallest fits. ``reservations`` are what the
-    answer leaves out of account. ``planned`` is for whoever draws the step: it is no part of the answer in words.
+    batch fits; ``largest`` when it was not asked for, or not even the smallest fits. ``planned`` is for whoever draws
+    the step: it is no part of the answer in words.
     """
 
     forecast: Forecast | None
@@ -49,7 +49,6 @@ class PlanReport:
     advice: BatchAdvice | None
     largest: LargestModel | None
     searched_largest: bool
-    reservations: tuple[str, ...] = ()
     planned: PlannedStep | None = None
 
     @property

@@ -7,7 +7,7 @@ state, weights, buffers, and the tensors among its other arguments; whatever els
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from attrs import define, field, frozen
@@ -16,13 +16,30 @@ from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lohan_core.errors import ConfigError
-from lohan_core.model.fused import Fused, NotFusable, disagreement, fuse
+from lohan_core.model.fused import NotFusable, disagreement, fuse
 from lohan_core.model.layer_call import LayerCall, layer_settings
 
-__all__ = ["CompiledLayers"]
+__all__ = ["CompiledLayers", "Make", "fuse_tried"]
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """How far an output or a gradient may be from the layer's own, in parts of its norm: rounding alone stays below."""
+
+
+Make: TypeAlias = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
+"""Makes something faster of a function, given tensors of the kinds that it takes; raises NotFusable."""
+
+
+def fuse_tried(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """Fuse a function, and try if output and gradients are still its own.
+
+    Raises:
+        NotFusable: they are not, or it cannot be fused.
+    """
+    fused = fuse(function, examples)
+    off = disagreement(function, fused, examples)
+    if not off <= _TOLERANCE[examples[0].dtype]:
+        raise NotFusable(f"compiled, its output or gradients are off by {off:.1%}")
+    return fused
 
 
 @frozen
@@ -56,7 +73,8 @@ class CompiledLayers:
     """A model's layers, compiled as far as :meth:`prepare` was asked to."""
 
     layers: Sequence[nn.Module]
-    _fused: dict[Hashable, Fused] = field(factory=dict)
+    _make: Make
+    _made: dict[Hashable, Callable[..., Tensor]] = field(factory=dict)
     _names: dict[int, tuple[str, ...]] = field(factory=dict)
     _settings: dict[tuple[int, bool], Hashable] = field(factory=dict)
 
@@ -70,8 +88,8 @@ class CompiledLayers:
             call: the other arguments.
         """
         tensors, form = self._taken_apart(position, weights, hidden, call)
-        fused = self._fused.get(self._kind(position, tensors, form))
-        return None if fused is None else fused(*tensors)
+        made = self._made.get(self._kind(position, tensors, form))
+        return None if made is None else made(*tensors)
 
     def prepare(
         self, position: int, weights: Callable[[], Mapping[str, Tensor]], hidden: Tensor, call: LayerCall
@@ -91,7 +109,7 @@ class CompiledLayers:
         names = dict(layer.named_parameters())
         tensors, form = self._taken_apart(position, names, hidden, call)
         kind = self._kind(position, tensors, form)
-        if kind in self._fused:
+        if kind in self._made:
             return
         tensors, form = self._taken_apart(position, weights(), hidden, call)
 
@@ -99,13 +117,10 @@ class CompiledLayers:
             return form.call(layer, given)
 
         try:
-            fused = fuse(function, tensors)
+            self._made[kind] = self._make(function, tensors)
         except NotFusable as error:
-            raise _refused(layer, str(error)) from error
-        off = disagreement(function, fused, tensors)
-        if not off <= _TOLERANCE[hidden.dtype]:
-            raise _refused(layer, f"compiled, its output or gradients are off by {off:.1%}")
-        self._fused[kind] = fused
+            reason = f"model.compile: {type(layer).__name__}: {error}; set model.compile: false"
+            raise ConfigError(reason) from error
 
     def _taken_apart(
         self, position: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall
@@ -130,7 +145,3 @@ class CompiledLayers:
         shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
         others = tuple(leaf if isinstance(leaf, Hashable) else repr(leaf) for leaf in form.leaves)
         return self._settings[state], form.names, shapes, str(form.spec), others
-
-
-def _refused(layer: nn.Module, reason: str) -> ConfigError:
-    return ConfigError(f"model.compile: {type(layer).__name__}: {reason}; set model.compile: false")

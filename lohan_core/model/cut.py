@@ -25,7 +25,7 @@ from lohan_core.errors import ModelError
 from lohan_core.layout import BlockLayout, Borrowed, lay_out
 from lohan_core.model.attention import attention_of, flash_boundaries
 from lohan_core.model.choices import Attention, Loss
-from lohan_core.model.compiled import CompiledLayers
+from lohan_core.model.compiled import CompiledLayers, Make
 from lohan_core.model.deferred_logits import loss_deferred
 from lohan_core.model.layer_call import LayerCall, layer_settings
 from lohan_core.model.loss import loss_computer
@@ -204,13 +204,13 @@ class CutModel:
         return nullcontext() if compute is None else loss_deferred(self.model, compute)
 
 
-def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compiles: bool = False) -> CutModel:
+def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Make | None = None) -> CutModel:
     """Cut a model into blocks, finding out by one tiny run of zeros what each block needs.
 
     Args:
         model: a skeleton (:func:`lohan_core.model.skeleton.build_skeleton`).
         loss: how head and loss are to be computed; :func:`lohan_core.model.loss.require_same_loss` tells if they can.
-        compiles: whether layers are to be compiled, each when it is prepared.
+        compile_by: how layers are compiled, each kind when it is prepared; None: they are not.
 
     Raises:
         ModelError: the model computes something between its layers, its layers depend on more than one value that
@@ -250,7 +250,7 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compiles: bool
         blocks=tuple(blocks),
         unused=tuple(name for name in everywhere_else if name not in probe.before | probe.behind),
         loss=loss,
-        compiled=CompiledLayers(list(layers)) if compiles else None,
+        compiled=CompiledLayers(list(layers), compile_by) if compile_by else None,
         layers_list=list(layers),
         layer_prefix=prefix,
         returns_tuple=tuple(probe.returns_tuple[type(layer)] for layer in layers),

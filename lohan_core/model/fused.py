@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -34,7 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lohan_core.model.rng import preserved, seeded_state, set_random_state
 from lohan_core.model.segments import NotFusable, split, without_mutation
 
-__all__ = ["Fused", "NotFusable", "disagreement", "fuse"]
+__all__ = ["Fused", "NotFusable", "capture", "disagreement", "fuse"]
 
 _INDUCTOR = {"deterministic": True, "triton.cudagraphs": False, "compile_threads": 1}
 """Settings of Inductor. Of compiling processes there would be one for each core, to stay for the rest of the run."""
@@ -79,12 +80,7 @@ def fuse(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Fused:
     """
     if not hasattr(torch._inductor.config, "deterministic"):  # noqa: SLF001 - has no public name
         raise NotFusable(f"Inductor of torch {torch.__version__} lets measured times decide on the last bits")
-    captured = _capture(function, examples)
-    without_mutation(captured)
-    code = split(captured)
-    segments = len(code.graph.find_nodes(op="call_module"))
-    if segments > _MOST_SEGMENTS:
-        raise NotFusable(f"it falls into {segments} segments: it runs some operators over and over")
+    code = capture(function, examples)
     with preserved(examples[0].device), torch.enable_grad():
         inputs = [_random_like(example, 1.0).requires_grad_(example.requires_grad) for example in examples]
         try:
@@ -93,12 +89,34 @@ def fuse(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Fused:
             raise
         except _FAILURES as error:
             raise NotFusable(f"it cannot be compiled: {_in_a_line(error)}") from error
-    return Fused(code, segments)
+    return Fused(code, len(code.graph.find_nodes(op="call_module")))
 
 
-def _capture(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
-    """Write down the operators that the function's forward runs in training, on tensors without memory."""
-    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+def capture(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
+    """Write down the operators that a function's forward runs in training, and split them: nothing is compiled yet.
+
+    Args:
+        function: as for :func:`fuse`.
+        examples: likewise; they may be fake.
+
+    Returns:
+        Its operators, and its segments as submodules, each a ``GraphModule`` that returns a tuple.
+
+    Raises:
+        NotFusable: as :func:`fuse`.
+    """
+    captured = _captured(function, examples)
+    without_mutation(captured)
+    code = split(captured)
+    segments = len(code.graph.find_nodes(op="call_module"))
+    if segments > _MOST_SEGMENTS:
+        raise NotFusable(f"it falls into {segments} segments: it runs some operators over and over")
+    return code
+
+
+def _captured(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
+    mode = detect_fake_mode(list(examples)) or FakeTensorMode(allow_non_fake_inputs=True)
+    with _quietly(), mode, torch.enable_grad():
         stand_ins = [
             torch.empty_strided(e.shape, e.stride(), dtype=e.dtype, device=e.device).requires_grad_(e.requires_grad)
             for e in examples

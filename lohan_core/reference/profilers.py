@@ -90,6 +90,7 @@ class FileProfiler(Profiler):
             gpu_updates=subject.optimizer.on_device(subject.model.device) is not None,
             attention=subject.model.attention,
             loss=subject.model.loss,
+            compiles=subject.model.compiled is not None,
             trust_remote_code=True,  # if the model has any, it was run to make the subject
         )
 

@@ -13,10 +13,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from lohan_core.model import fused as fused_module
-from lohan_core.model.fused import Fused, NotFusable, disagreement, fuse
+from lohan_core.model.fused import Fused, NotFusable, capture, disagreement, fuse
 from lohan_core.model.keep import nothing_saved
 from lohan_core.model.rng import get_random_state, set_random_state
-from lohan_core.model.segments import split, without_mutation
 
 
 @cache
@@ -53,9 +52,7 @@ compiled = pytest.mark.parametrize(("architecture", "dtype"), COMPILED)
 )
 def test_anchors_and_segments_are_the_layer_bit_for_bit_until_segments_are_compiled(architecture, dtype):
     layer = layer_of(architecture, dtype)
-    captured = fused_module._capture(layer, layer.examples)
-    without_mutation(captured)
-    code = split(captured)
+    code = capture(layer, layer.examples)
     segments = len(code.graph.find_nodes(op="call_module"))
     assert 4 <= segments <= 12
     state = get_random_state(CPU)
@@ -65,10 +62,9 @@ def test_anchors_and_segments_are_the_layer_bit_for_bit_until_segments_are_compi
 
 def test_a_gradient_by_a_formula_of_the_layer_s_own_is_that_of_its_forward():
     layer = layer_of("bloom", torch.float32)
-    captured = fused_module._capture(layer, layer.examples)
-    without_mutation(captured)
-    assert named(split(captured), layer.examples) == named(layer, layer.examples)
-    assert disagreement(layer, split(captured), layer.examples) < 1e-5
+    code = capture(layer, layer.examples)
+    assert named(code, layer.examples) == named(layer, layer.examples)
+    assert disagreement(layer, code, layer.examples) < 1e-5
 
 
 @compiled

@@ -1,0 +1,81 @@
+"""Layers as they would be compiled, of tensors without memory: a segment counts as the one operator that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from lohan_core.engine.operators import Operators
+from lohan_core.model.fused import capture
+from lohan_core.model.keep import nothing_saved
+
+__all__ = ["outline"]
+
+
+def outline(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """Split a layer as :func:`lohan_core.model.fused.fuse` does, and compile nothing.
+
+    Args:
+        function: as for that.
+        examples: fake tensors.
+
+    Returns:
+        What makes fake tensors of the right shapes, and tells the :class:`Operators` that look on what a segment moves.
+
+    Raises:
+        NotFusable: as from that.
+    """
+    code = capture(function, examples)
+    for name, segment in list(code.named_children()):
+        setattr(code, name, _Segment(segment))
+    with nothing_saved():
+        code(*examples)  # unseen: segments run
+    return code
+
+
+class _Segment(nn.Module):
+    """A segment of which nothing runs, but the first time: then it is seen what autograd needs of it."""
+
+    def __init__(self, segment: nn.Module) -> None:
+        super().__init__()
+        self._segment = segment
+        self._made: tuple[Tensor, ...] = ()
+        self._saves = False
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if not self._made:
+            with nothing_saved() as saves:
+                self._made = tuple(self._segment(*inputs))
+            self._saves = saves.count > 0
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, Operators):
+                mode.note_moved([*inputs, *self._made])
+        made: tuple[Tensor, ...] = _AsOne.apply(self._made, self._saves, *inputs)  # type: ignore[no-untyped-call]
+        return made
+
+
+class _AsOne(torch.autograd.Function):
+    """Makes tensors like those that a segment makes, and gradients like its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, like: tuple[Tensor, ...], saves: bool, *inputs: Tensor) -> tuple[Tensor, ...]:  # noqa: FBT001 - torch gives no names
+        made = tuple(torch.empty_like(tensor) for tensor in like)
+        ctx.mark_non_differentiable(*(new for new, old in zip(made, like, strict=True) if not old.requires_grad))
+        ctx.forms = [(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs]
+        if saves:
+            ctx.save_for_backward(*inputs)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        del gradients
+        wanted = zip(ctx.needs_input_grad[2:], ctx.forms, strict=True)
+        found = [
+            torch.empty(shape, dtype=dtype, device=device) if wants else None
+            for wants, (shape, dtype, device) in wanted
+        ]
+        return None, None, *found
