@@ -292,7 +292,7 @@ def test_a_file_that_is_no_mapping_is_one_line(file, text, line):
 
 
 def test_all_mistakes_are_shown_at_once(file):
-    choices = "Choose one of: attention, loss, path, trust_remote_code, weights"
+    choices = "Choose one of: attention, compile, loss, path, trust_remote_code, weights"
     found = errors(file, "model: {path: m, pth: n}\ndata: {}\nrun: {dir: 1, steps: x}\n", "optimizer.lr=-1")
     assert found == [
         "FILE:1: model.pth: unknown key. Did you mean 'path'? " + choices,

@@ -22,10 +22,7 @@ PLANS = {
     "case",
     [
         *(("llama", "bfloat16", plan) for plan in PLANS),
-        ("llama", "float32", "keep all"),
-        ("gpt2", "float32", "keep nothing"),
-        ("gpt2", "float32", "dice"),
-        ("gemma3", "bfloat16", "dice"),
+        ("gpt2", "float32", "dice"),  # with dropout
     ],
 )
 def test_gradients_are_those_of_plain_backward_through_the_compiled_layers(tmp_path, models, backends, case):
