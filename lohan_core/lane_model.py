@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from lohan_core.plan import Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
-from lohan_core.schedule.sizes import chunks_of, keeping_seconds, kept_bytes
+from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
 from lohan_core.schedule.task import Lane
-from lohan_core.states import chunk_record_bytes
+from lohan_core.states import StateVector, chunk_record_bytes
 
 __all__ = [
     "LANE_OF",
@@ -232,15 +233,20 @@ def state_amounts(profile: Profile, workload: Workload, index: int, *, deferred:
     updates = update_phase(workload, deferred=deferred)
     weights = block.elements * profile.weight_bytes
     forward, backward = weight_loads(profile, workload.layer_slots)
-    states = sum(
-        chunk_record_bytes(profile.states, chunk.elements) for chunk in chunks_of(block, workload.chunk_elements)
-    )
+    states = _states_bytes(profile.states, block.elements, workload.chunk_elements)
     return {
         (Phase.FORWARD, Resource.READ): (forward[index] - deferred) * weights,
         (Phase.BACKWARD, Resource.READ): backward[index] * weights,
         (updates, Resource.STATE_READ): states,
         (updates, Resource.STATE_WRITE): states + weights,
     }
+
+
+@cache
+def _states_bytes(vectors: tuple[StateVector, ...], elements: int, chunk_elements: int) -> int:
+    """Bytes of a block's states, chunk by chunk; all chunks but the last are alike."""
+    whole, rest = divmod(elements, chunk_elements)
+    return whole * chunk_record_bytes(vectors, chunk_elements) + (chunk_record_bytes(vectors, rest) if rest else 0)
 
 
 def gpu_state_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:

@@ -86,8 +86,9 @@ class PlainTrainer:
             self._model = AutoModelForCausalLM.from_config(read_config(model), dtype=dtype).train()
         use_attention(self._model, attention)
         for layer in find_layers(self._model)[1]:
-            forward = torch.compile(layer.forward, dynamic=False) if compiles else layer.forward
-            layer.forward = partial(checkpoint, forward, use_reentrant=False)
+            forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            # Around the checkpoint: within it, a compiled layer would be recomputed to its end.
+            layer.forward = torch.compile(forward, dynamic=False) if compiles else forward
         self._weights: list[torch.Tensor] = list(self._model.parameters())
         drawn = _draw_masters(model, self._model, seed, self._device, dtype)
         with torch.no_grad():

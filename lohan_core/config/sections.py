@@ -84,7 +84,7 @@ class ModelConfig:
         compile: Whether what lies between a layer's matrix products and attention (norms, rotary embeddings,
             activations, sums) is compiled into fused kernels by torch's Inductor, once for each kind of layer, which
             takes seconds at the start. The results are those of the compiled layers, to the bit and whatever the plan;
-            they equal the others to rounding.
+            they equal the others to rounding. Evaluations run the layers as they are.
         trust_remote_code: Whether Python code in that directory may run.
     """
 

@@ -82,7 +82,7 @@ def open_engine(
         whole = {**store_identity(config, parts), **(identity or {})}
         store = take_up_store(parts, whole, report) if parts.directory.holds_commit else None
         _require_isolation(parts.model, sample)
-        compile_layers(parts.model, sample.micro_batches, report, evaluates=config.data.eval is not None)
+        compile_layers(parts.model, sample.micro_batches, report)
         subject = Subject(
             model=parts.model,
             storage=parts.storage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lohan_core.engine.parts import Report
@@ -14,37 +15,40 @@ from lohan_core.model.rng import seeded
 __all__ = ["compile_layers"]
 
 
-def compile_layers(
-    model: CutModel, micro_batches: Sequence[Mapping[str, Tensor]], report: Report, *, evaluates: bool = False
-) -> None:
-    """Compile each kind of layer for micro-batches like these: some may have a mask and others none.
+def compile_layers(model: CutModel, micro_batches: Sequence[Mapping[str, Tensor]], report: Report) -> None:
+    """Compile each kind of layer for micro-batches like these, and for such as need no mask.
+
+    Evaluations run the layers as they are, which is equal to rounding: their rows have lengths of their own.
 
     Args:
         model: the cut model, its buffers on the device that computes.
         micro_batches: as for its prelude.
         report: told how many are done.
-        evaluates: whether layers are to run without dropout too.
 
     Raises:
         ConfigError: a layer cannot be compiled, or computes something else then.
     """
     if model.compiled is None:
         return
-    for done, micro_batch in enumerate(micro_batches):
-        report("compiling layers", done, len(micro_batches))
-        inputs = {name: tensor.to(model.device) for name, tensor in micro_batch.items()}
-        _compile_for(model, inputs)
-        if evaluates:
-            model.model.eval()
-            try:
-                _compile_for(model, inputs)
-            finally:
-                model.model.train()
-    report("compiling layers", len(micro_batches), len(micro_batches))
+    wanted = [*micro_batches, _without_mask(micro_batches[0])]
+    with seeded(model.device, 0):
+        weights = model.random_weights(0)
+        for done, micro_batch in enumerate(wanted):
+            report("compiling layers", done, len(wanted))
+            inputs = {name: tensor.to(model.device) for name, tensor in micro_batch.items()}
+            with nothing_saved():
+                hidden, calls = model.prelude(weights, inputs)
+            for block in model.layers:
+                model.prepare(block, hidden.detach().contiguous().requires_grad_(), calls[block - 1])
+    report("compiling layers", len(wanted), len(wanted))
 
 
-def _compile_for(model: CutModel, inputs: Mapping[str, Tensor]) -> None:
-    with seeded(model.device, 0), nothing_saved():
-        hidden, calls = model.prelude(model.random_weights(0), inputs)
-    for block in model.layers:
-        model.prepare(block, hidden.detach().contiguous().requires_grad_(), calls[block - 1])
+def _without_mask(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a micro-batch of whole rows, each one document."""
+    changed = dict(inputs)
+    if "attention_mask" in inputs:
+        changed["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    if "position_ids" in inputs:
+        ids = inputs["position_ids"]
+        changed["position_ids"] = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    return changed

@@ -16,7 +16,7 @@ from lohan_core.engine.step import Saved, StepData
 from lohan_core.engine.weights import Weights
 from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, nothing_saved
-from lohan_core.model.replay import replaying
+from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.plan import Plan
 from lohan_core.profile import Profile
@@ -44,6 +44,7 @@ class Compute:
         self._weights = weights
         self._gradients = gradients
         self._device = device
+        self._replayer = Replayer(device)
         self._wanted = [
             frozenset(candidate.occurs_as for candidate in block.candidates if candidate.index in decisions.keep)
             for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
@@ -73,7 +74,8 @@ class Compute:
     def _forward_layer(self, task: Task, views: Mapping[str, Tensor]) -> Tensor:
         data, k = self.data, task.micro_batch
         hidden, call = data.hidden.pop(k).requires_grad_(), data.calls[k][task.block - 1]
-        self._model.prepare(task.block, hidden, call)
+        if data.trains:
+            self._model.prepare(task.block, hidden, call)
         wanted = self._wanted[task.block] if data.trains else frozenset()
         keeping = Keeping(wanted, self._device) if wanted else None
         with nothing_saved() as saves, keeping or nullcontext():
@@ -117,11 +119,10 @@ class Compute:
         saved = data.saved.pop((task.block, k))
         if saved.hidden is None:
             raise RuntimeError(f"block {task.block}: its input has not come back")
-        set_random_state(self._device, saved.random_state)
         hidden = saved.hidden.requires_grad_()
         call = data.calls[k][task.block - 1]
-        with replaying(saved.kept, saved.saves, self._device):
-            output = self._model.layer(task.block, views, hidden, call)
+        run = partial(self._model.layer, task.block, views, hidden, call)
+        output = self._replayer.run(task.block, run, saved.kept, saved.saves, saved.random_state)
         saved.kept = {}
         self._backward(task, output, hidden, views, data.gradient.pop(k))
 

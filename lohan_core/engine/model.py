@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lohan_core.config.sections import Config
-from lohan_core.model.attention import AttentionChoice, choose_attention, flash_attn_obstacle, use_flash_attn
+from lohan_core.model.attention import AttentionChoice, Obstacle, choose_attention, flash_attn_obstacle, use_flash_attn
 from lohan_core.model.choices import Attention
 from lohan_core.model.compiled import fuse_tried
 from lohan_core.model.cut import CutModel, cut_model
@@ -34,6 +34,11 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
     skeleton = build_skeleton(model_config, dtype, trust_remote_code=trust)
     wanted = config.model.attention
     obstacle = flash_attn_obstacle(device, dtype) if wanted in {Attention.AUTO, Attention.FLASH} else None
+    if config.model.compile and config.data.packing:
+        obstacle = obstacle or Obstacle(
+            reason="model.compile: packed rows have as many boundaries as documents, each time another number",
+            remedy="set data.packing: false or model.compile: false",
+        )
     packed_rows = config.run.micro_batch_size if config.data.packing else 0
     choice = choose_attention(wanted, skeleton, obstacle, packed_rows=packed_rows)
     if choice.attention is Attention.EAGER:  # what the architecture supports is known only once there is a model of it

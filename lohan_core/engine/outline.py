@@ -7,34 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lohan_core.engine.operators import Operators
-from lohan_core.model.fused import capture
 from lohan_core.model.keep import nothing_saved
 
 __all__ = ["outline"]
 
 
-def outline(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Split a layer as :func:`lohan_core.model.fused.fuse` does, and compile nothing.
+def outline(
+    function: Callable[..., Tensor], captured: GraphModule, examples: Sequence[Tensor]
+) -> Callable[..., Tensor]:
+    """Stand in for a layer that is compiled, and compile nothing.
 
     Args:
-        function: as for that.
+        function: the layer, which is not run.
+        captured: what :func:`lohan_core.model.fused.capture` made of it.
         examples: fake tensors.
 
     Returns:
         What makes fake tensors of the right shapes, and tells the :class:`Operators` that look on what a segment moves.
-
-    Raises:
-        NotFusable: as from that.
     """
-    code = capture(function, examples)
-    for name, segment in list(code.named_children()):
-        setattr(code, name, _Segment(segment))
+    del function
+    for name, segment in list(captured.named_children()):
+        setattr(captured, name, _Segment(segment))
     with nothing_saved():
-        code(*examples)  # unseen: segments run
-    return code
+        captured(*examples)  # unseen: segments run
+    return captured
 
 
 class _Segment(nn.Module):

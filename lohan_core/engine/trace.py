@@ -24,8 +24,8 @@ from lohan_core.engine.stopwatch import (
 from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, Occurrence, nothing_saved, storage_of
 from lohan_core.model.layer_call import LayerCall
-from lohan_core.model.replay import replaying
-from lohan_core.model.rng import preserved, seeded
+from lohan_core.model.replay import Replayer
+from lohan_core.model.rng import get_random_state, preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
 
 __all__ = ["arguments_bytes", "trace_model"]
@@ -173,10 +173,10 @@ class _Looker:
         leaves = {**views, "": hidden}
         self.model.prepare(index, hidden, call)
         operators, output = self._count(run)
+        replayer, state = Replayer(self.device), get_random_state(self.device)
 
         def run_again() -> Tensor:
-            with replaying({}, operators.saves.count, self.device):
-                return run()
+            return replayer.run(index, run, {}, operators.saves.count, state)
 
         seconds, times = self._timed(operators, run)
         recomputed = max(0.0, seconds - sum(times[index] for index in operators.left_out))

@@ -7,37 +7,53 @@ state, weights, buffers, and the tensors among its other arguments; whatever els
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lohan_core.errors import ConfigError
-from lohan_core.model.fused import NotFusable, disagreement, fuse
-from lohan_core.model.layer_call import LayerCall, layer_settings
+from lohan_core.model.fused import NotFusable, capture, compile_captured, disagreement
+from lohan_core.model.layer_call import LayerCall
+from lohan_core.model.rng import preserved
 
 __all__ = ["CompiledLayers", "Make", "fuse_tried"]
 
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""How far an output or a gradient may be from the layer's own, in parts of its norm: rounding alone stays below."""
+_CAPTURED = {torch.float32: 1e-4, torch.bfloat16: 1e-3}
+"""How far an output or a gradient of what was captured may be from the layer's own, in parts of its norm: the same
+operators give the same bits, so more than this is a gradient that the layer defines otherwise."""
+_COMPILED = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""And how far when it is compiled: what rounding makes of it stays below."""
+
+_SMALL = 16
+"""Constants of so few elements are told apart by their values, others by which they are."""
+
+Make: TypeAlias = Callable[[Callable[..., Tensor], GraphModule, Sequence[Tensor]], Callable[..., Tensor]]
+"""Makes something faster of a function, given what was captured of it and tensors that it takes; raises NotFusable."""
 
 
-Make: TypeAlias = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
-"""Makes something faster of a function, given tensors of the kinds that it takes; raises NotFusable."""
-
-
-def fuse_tried(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Fuse a function, and try if output and gradients are still its own.
+def fuse_tried(
+    function: Callable[..., Tensor], captured: GraphModule, examples: Sequence[Tensor]
+) -> Callable[..., Tensor]:
+    """Compile what was captured of a function, and try if output and gradients are still its own.
 
     Raises:
-        NotFusable: they are not, or it cannot be fused.
+        NotFusable: they are not, or it cannot be compiled.
     """
-    fused = fuse(function, examples)
+    dtype = examples[0].dtype
+    off = disagreement(function, captured, examples)
+    if not off <= _CAPTURED[dtype]:
+        raise NotFusable(f"captured, its output or gradients are off by {off:.1%}")
+    fused = compile_captured(captured, examples)
     off = disagreement(function, fused, examples)
-    if not off <= _TOLERANCE[examples[0].dtype]:
+    if not off <= _COMPILED[dtype]:
         raise NotFusable(f"compiled, its output or gradients are off by {off:.1%}")
     return fused
 
@@ -70,13 +86,15 @@ class _Form:
 
 @define(eq=False)
 class CompiledLayers:
-    """A model's layers, compiled as far as :meth:`prepare` was asked to."""
+    """A model's layers, compiled as far as :meth:`prepare` was asked to. Those that are captured alike share it."""
 
     layers: Sequence[nn.Module]
     _make: Make
+    _found: dict[Hashable, Callable[..., Tensor]] = field(factory=dict)
+    """By layer and kind of call."""
     _made: dict[Hashable, Callable[..., Tensor]] = field(factory=dict)
+    """By what was captured."""
     _names: dict[int, tuple[str, ...]] = field(factory=dict)
-    _settings: dict[tuple[int, bool], Hashable] = field(factory=dict)
 
     def run(self, position: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall) -> Tensor | None:
         """Run a layer as compiled; None if it was not prepared for such a call.
@@ -88,13 +106,15 @@ class CompiledLayers:
             call: the other arguments.
         """
         tensors, form = self._taken_apart(position, weights, hidden, call)
-        made = self._made.get(self._kind(position, tensors, form))
-        return None if made is None else made(*tensors)
+        found = self._found.get(self._kind(position, tensors, form))
+        return None if found is None else found(*tensors)
 
     def prepare(
         self, position: int, weights: Callable[[], Mapping[str, Tensor]], hidden: Tensor, call: LayerCall
     ) -> None:
         """Compile a layer for calls like this one, if none like it has been: seconds, and the memory of a backward.
+
+        The random state stays as it was.
 
         Args:
             position: which layer.
@@ -106,21 +126,27 @@ class CompiledLayers:
             ConfigError: it cannot be compiled, or computes something else then.
         """
         layer = self.layers[position]
-        names = dict(layer.named_parameters())
-        tensors, form = self._taken_apart(position, names, hidden, call)
+        tensors, form = self._taken_apart(position, _without_memory(layer, hidden), hidden, call)
         kind = self._kind(position, tensors, form)
-        if kind in self._made:
+        if kind in self._found:
             return
-        tensors, form = self._taken_apart(position, weights(), hidden, call)
 
         def function(*given: Tensor) -> Tensor:
             return form.call(layer, given)
 
         try:
-            self._made[kind] = self._make(function, tensors)
-        except NotFusable as error:
-            reason = f"model.compile: {type(layer).__name__}: {error}; set model.compile: false"
-            raise ConfigError(reason) from error
+            with preserved(hidden.device):
+                captured = capture(function, tensors)
+                alike = _identity(captured, tensors)
+                if alike not in self._made:
+                    tensors, _ = self._taken_apart(position, weights(), hidden, call)
+                    self._made[alike] = self._make(function, captured, tensors)
+                self._found[kind] = self._made[alike]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever torch says of code that it does not understand
+            reason = str(error).partition("\n")[0] if isinstance(error, NotFusable) else _in_a_line(error)
+            raise ConfigError(f"model.compile: {type(layer).__name__}: {reason}; set model.compile: false") from error
 
     def _taken_apart(
         self, position: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall
@@ -137,11 +163,36 @@ class CompiledLayers:
         return [hidden, *named.values(), *(leaves[place] for place in places)], form
 
     def _kind(self, position: int, tensors: Sequence[Tensor], form: _Form) -> Hashable:
-        layer = self.layers[position]
-        state = position, layer.training
-        if state not in self._settings:
-            self._settings[state] = layer_settings(layer)
         given = [tensors[0], *tensors[1 + len(form.names) :]]
-        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
         others = tuple(leaf if isinstance(leaf, Hashable) else repr(leaf) for leaf in form.leaves)
-        return self._settings[state], form.names, shapes, str(form.spec), others
+        return position, self.layers[position].training, tuple(map(_form_of, given)), str(form.spec), others
+
+
+def _form_of(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _without_memory(layer: nn.Module, hidden: Tensor) -> dict[str, Tensor]:
+    """Stand in for a layer's parameters where only their shapes matter."""
+    with detect_fake_mode([hidden]) or FakeTensorMode(allow_non_fake_inputs=True):
+        return {
+            name: torch.empty(p.shape, dtype=p.dtype, device=hidden.device).requires_grad_()
+            for name, p in layer.named_parameters()
+        }
+
+
+def _identity(captured: GraphModule, tensors: Sequence[Tensor]) -> Hashable:
+    """Return what two layers have in common that compute the same: operators, numbers, shapes and constants."""
+    parts = [captured, *(module for module in captured.children() if isinstance(module, GraphModule))]
+    constants = tuple(_constant(module, node) for module in parts for node in module.graph.find_nodes(op="get_attr"))
+    return tuple(str(part.graph) for part in parts), tuple(map(_form_of, tensors)), constants
+
+
+def _constant(module: GraphModule, node: Node) -> Hashable:
+    value = attrgetter(str(node.target))(module)
+    small = not isinstance(value, FakeTensor) and value.numel() <= _SMALL
+    return (str(value.dtype), *value.flatten().tolist()) if small else id(value)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

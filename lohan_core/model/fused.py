@@ -35,7 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lohan_core.model.rng import preserved, seeded_state, set_random_state
 from lohan_core.model.segments import NotFusable, split, without_mutation
 
-__all__ = ["Fused", "NotFusable", "capture", "disagreement", "fuse"]
+__all__ = ["Fused", "NotFusable", "capture", "compile_captured", "disagreement", "fuse"]
 
 _INDUCTOR = {"deterministic": True, "triton.cudagraphs": False, "compile_threads": 1}
 """Settings of Inductor. Of compiling processes there would be one for each core, to stay for the rest of the run."""
@@ -78,9 +78,13 @@ def fuse(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Fused:
     Raises:
         NotFusable: the function looks at values, writes into its inputs, or this torch cannot compile it.
     """
+    return compile_captured(capture(function, examples), examples)
+
+
+def compile_captured(code: GraphModule, examples: Sequence[Tensor]) -> Fused:
+    """Compile the segments of what :func:`capture` returned, in place; as :func:`fuse`."""
     if not hasattr(torch._inductor.config, "deterministic"):  # noqa: SLF001 - has no public name
         raise NotFusable(f"Inductor of torch {torch.__version__} lets measured times decide on the last bits")
-    code = capture(function, examples)
     with preserved(examples[0].device), torch.enable_grad():
         inputs = [_random_like(example, 1.0).requires_grad_(example.requires_grad) for example in examples]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import Keeping, nothing_saved
-from lohan_core.model.replay import replaying
+from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, set_random_state
 
 CPU = torch.device("cpu")
@@ -70,9 +71,8 @@ def gradients_by_blocks(
     for index in reversed(cut.layers):
         entered, drawn, kept, saves = saved.pop()
         entered, weights = entered.detach().requires_grad_(), weights_of(index)
-        set_random_state(CPU, drawn)
-        with replaying(kept, saves, CPU):
-            output = cut.layer(index, weights, entered, calls[index - 1])
+        run = partial(cut.layer, index, weights, entered, calls[index - 1])
+        output = Replayer(CPU).run(index, run, kept, saves, drawn)
         above = backward(output, entered, weights, above)
     set_random_state(CPU, state)
     weights = weights_of(0)

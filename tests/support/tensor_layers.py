@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from attrs import evolve, frozen
 from tiny_lms import COMMON, CONFIGS, make_batch, make_lm
@@ -11,7 +13,7 @@ from transformers import AutoConfig
 from lohan_core.engine.backward import backward
 from lohan_core.model.cut import cut_model
 from lohan_core.model.keep import Keeping, OperatorCounter, nothing_saved
-from lohan_core.model.replay import replaying
+from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, set_random_state
 
 CPU = torch.device("cpu")
@@ -107,9 +109,7 @@ def gradients_of(function, examples, *, wanted=None, state=None):
         kept = keeping.kept
         copies = {name: [t.clone() for t in value.tensors()] for name, value in kept.items()}
         assert set(kept) == set(wanted)
-        set_random_state(device, state)
-        with replaying(kept, saves.count, device):
-            output = function(*examples)
+        output = Replayer(device).run(0, partial(function, *examples), kept, saves.count, state)
     found = {}
     found["hidden"] = backward(output, given, leaves, lambda n, g: found.update({n: g.clone()}), hidden=hidden)
     for name, value in kept.items():
