@@ -39,3 +39,14 @@ def test_the_product_that_ends_a_layer_is_no_candidate_and_is_not_counted_as_rec
     assert sum(candidate.flops for candidate in layer.candidates) == layer.recomputed_flops
     for edge in (profile.blocks[0], profile.blocks[-1]):
         assert (edge.recomputed_seconds, edge.recomputed_flops) == (edge.seconds, edge.flops)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "compiles"),
+    [("llama", False), ("llama", True), ("qwen3", False), ("opt", False), ("gemma3", False)],
+)
+def test_no_layer_of_these_has_to_be_run_again_to_its_end(tmp_path, models, architecture, compiles):
+    batch = make_batch(1)
+    with open_run(tmp_path, models[architecture], batch, model={"compile": compiles}) as engine:
+        engine.step(batch, lr=0.0)
+        assert engine._machinery._compute._replayer._needs_all == set()
