@@ -15,7 +15,6 @@ from lohan_core.engine.derive import Outline
 from lohan_core.engine.parts import Report
 from lohan_core.engine.states import StateFormat
 from lohan_core.hardware import Hardware
-from lohan_core.model.skeleton import read_config
 from lohan_core.registry import Registry
 
 __all__ = ["compare_on"]
@@ -34,16 +33,7 @@ def compare_on(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
     )
     dtype: torch.dtype = getattr(torch, config.run.dtype)
-    trust = config.model.trust_remote_code
-    model_config = read_config(config.model.path, trust_remote_code=trust)
-    outline = Outline(
-        model_config,
-        dtype,
-        attention=config.model.attention,
-        loss=config.model.loss,
-        compiles=config.model.compile,
-        trust_remote_code=trust,
-    )
+    outline = Outline.of(config)
     profile = outline.profile(
         hardware,
         micro_batch_size=config.run.micro_batch_size,

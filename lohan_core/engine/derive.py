@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from attrs import define, field
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lohan_core.config.sections import Config
 from lohan_core.engine.outline import outline
 from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
@@ -24,7 +25,7 @@ from lohan_core.hardware.sections import Hardware
 from lohan_core.model.attention import ATTENTION_DROPOUTS
 from lohan_core.model.choices import Attention, Loss
 from lohan_core.model.cut import CutModel, cut_model
-from lohan_core.model.skeleton import build_skeleton
+from lohan_core.model.skeleton import build_skeleton, read_config
 from lohan_core.profile import Profile
 from lohan_core.states import StateVector
 
@@ -116,6 +117,23 @@ class Outline:
         with self._mode:
             self._model = cut_model(skeleton, loss, compile_by=outline if self.compiles else None)
             self._model.to(_CPU)
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Outline the model of a run, as that would compute it.
+
+        Raises:
+            LohanError: the model is not usable, or cannot be compiled as the config wants.
+        """
+        trust = config.model.trust_remote_code
+        return cls(
+            read_config(config.model.path, trust_remote_code=trust),
+            getattr(torch, config.run.dtype),
+            attention=config.model.attention,
+            loss=config.model.loss,
+            compiles=config.model.compile,
+            trust_remote_code=trust,
+        )
 
     @property
     def parameters(self) -> int:

@@ -54,12 +54,15 @@ class _Segment(nn.Module):
         for mode in _get_current_dispatch_mode_stack():
             if isinstance(mode, Operators):
                 mode.note_moved([*inputs, *self._made])
-        made: tuple[Tensor, ...] = _AsOne.apply(self._made, self._saves, *inputs)  # type: ignore[no-untyped-call]
+        made: tuple[Tensor, ...] = CompiledFunction.apply(self._made, self._saves, *inputs)  # type: ignore[no-untyped-call]
         return made
 
 
-class _AsOne(torch.autograd.Function):
-    """Makes tensors like those that a segment makes, and gradients like its inputs."""
+class CompiledFunction(torch.autograd.Function):
+    """Makes tensors like those that a segment makes, and gradients like its inputs.
+
+    Called as torch calls what it compiles, which it stands for: backward's re-run knows it by that.
+    """
 
     @staticmethod
     def forward(ctx: Any, like: tuple[Tensor, ...], saves: bool, *inputs: Tensor) -> tuple[Tensor, ...]:  # noqa: FBT001 - torch gives no names

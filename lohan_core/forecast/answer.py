@@ -22,7 +22,6 @@ from lohan_core.forecast.family import Shape, largest_that_fits, scaled_config
 from lohan_core.forecast.forecast import Forecast, forecast_plan
 from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
 from lohan_core.hardware import Hardware
-from lohan_core.model.skeleton import read_config
 from lohan_core.profile import Profile
 from lohan_core.registry import Registry
 from lohan_core.states import StateVector
@@ -38,8 +37,6 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     Raises:
         LohanError: config, model or backends are not usable.
     """
-    trust = config.model.trust_remote_code
-    model_config = read_config(config.model.path, trust_remote_code=trust)
     dtype: torch.dtype = getattr(torch, config.run.dtype)
     optimizer = registry.open_backend(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=os.cpu_count() or 1
@@ -49,14 +46,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     asker = _Asker(
         hardware, states, config.data.sequence_length, dtype, report, gpu_updates="cuda" in optimizer.gpu_types
     )
-    outline = Outline(
-        model_config,
-        dtype,
-        attention=config.model.attention,
-        loss=config.model.loss,
-        compiles=config.model.compile,
-        trust_remote_code=trust,
-    )
+    outline = Outline.of(config)
     profile_of = asker.profiles(outline)
     planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
     return PlanReport(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from attrs import define, field, frozen
@@ -59,29 +59,39 @@ def fuse_tried(
 
 
 @frozen
-class _Form:
-    """How a layer is called, taken apart: names of weights and buffers, and arguments of which tensors are left out."""
+class _Call:
+    """A layer's call, taken apart: the tensors among its arguments, and the rest with None in place of each."""
 
-    names: tuple[str, ...]
-    spec: TreeSpec
-    leaves: tuple[Any, ...]
-    """The other arguments; None in place of each tensor."""
+    tensors: tuple[Tensor, ...]
     places: tuple[int, ...]
-    """Where these were."""
+    others: tuple[Any, ...]
+    spec: TreeSpec
     takes_keyword: bool
 
-    def call(self, layer: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
-        """Call the layer with tensors in order."""
-        hidden, *others = tensors
-        values = dict(zip(self.names, others, strict=False))
-        leaves = list(self.leaves)
-        for place, tensor in zip(self.places, others[len(self.names) :], strict=True):
+    @classmethod
+    def of(cls, call: LayerCall) -> Self:
+        leaves, spec = tree_flatten((call.arguments, dict(call.keywords)))
+        places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        return cls(
+            tensors=tuple(leaves[place] for place in places),
+            places=places,
+            others=tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+            spec=spec,
+            takes_keyword=call.takes_keyword,
+        )
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LayerCall:
+        """Put a call together again, of other tensors."""
+        leaves = list(self.others)
+        for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         arguments, keywords = tree_unflatten(leaves, self.spec)
-        args, kwargs = LayerCall(arguments, keywords, self.takes_keyword).with_hidden(hidden)
-        output = functional_call(layer, values, args, kwargs)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
+        return LayerCall(arguments, keywords, self.takes_keyword)
+
+    def kind(self, hidden: Tensor) -> Hashable:
+        """Return what calls have in common that one compilation serves."""
+        others = tuple(leaf if isinstance(leaf, Hashable) else repr(leaf) for leaf in self.others)
+        return tuple(map(_form_of, (hidden, *self.tensors))), str(self.spec), others
 
 
 @define(eq=False)
@@ -105,9 +115,9 @@ class CompiledLayers:
             hidden: the hidden state.
             call: the other arguments.
         """
-        tensors, form = self._taken_apart(position, weights, hidden, call)
-        found = self._found.get(self._kind(position, tensors, form))
-        return None if found is None else found(*tensors)
+        apart = _Call.of(call)
+        found = self._found.get(self._kind(position, hidden, apart))
+        return None if found is None else found(hidden, *self._state(position, weights).values(), *apart.tensors)
 
     def prepare(
         self, position: int, weights: Callable[[], Mapping[str, Tensor]], hidden: Tensor, call: LayerCall
@@ -125,47 +135,47 @@ class CompiledLayers:
         Raises:
             ConfigError: it cannot be compiled, or computes something else then.
         """
-        layer = self.layers[position]
-        tensors, form = self._taken_apart(position, _without_memory(layer, hidden), hidden, call)
-        kind = self._kind(position, tensors, form)
+        apart = _Call.of(call)
+        kind = self._kind(position, hidden, apart)
         if kind in self._found:
             return
+        layer = self.layers[position]
+        state = self._state(position, _without_memory(layer, hidden))
 
         def function(*given: Tensor) -> Tensor:
-            return form.call(layer, given)
+            hidden, *others = given
+            values = dict(zip(state, others, strict=False))
+            args, kwargs = apart.with_tensors(others[len(state) :]).with_hidden(hidden)
+            output = functional_call(layer, values, args, kwargs)
+            result: Tensor = output[0] if isinstance(output, tuple) else output
+            return result
 
         try:
             with preserved(hidden.device):
-                captured = capture(function, tensors)
-                alike = _identity(captured, tensors)
+                examples = (hidden, *state.values(), *apart.tensors)
+                captured = capture(function, examples)
+                alike = _identity(captured, examples)
                 if alike not in self._made:
-                    tensors, _ = self._taken_apart(position, weights(), hidden, call)
-                    self._made[alike] = self._make(function, captured, tensors)
+                    examples = (hidden, *self._state(position, weights()).values(), *apart.tensors)
+                    self._made[alike] = self._make(function, captured, examples)
                 self._found[kind] = self._made[alike]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever torch says of code that it does not understand
-            reason = str(error).partition("\n")[0] if isinstance(error, NotFusable) else _in_a_line(error)
-            raise ConfigError(f"model.compile: {type(layer).__name__}: {reason}; set model.compile: false") from error
+            reason = str(error) if isinstance(error, NotFusable) else f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"model.compile: {type(layer).__name__}: {reason.splitlines()[0]}; set model.compile: false"
+            ) from error
 
-    def _taken_apart(
-        self, position: int, weights: Mapping[str, Tensor], hidden: Tensor, call: LayerCall
-    ) -> tuple[list[Tensor], _Form]:
+    def _state(self, position: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A layer's weights and buffers by name, in its own order: of a block they may come in another."""
         layer = self.layers[position]
         if position not in self._names:
             self._names[position] = tuple(name for name, _ in layer.named_parameters())
-        # In the layer's own order: of a block they may come in another.
-        named = {**{name: weights[name] for name in self._names[position]}, **dict(layer.named_buffers())}
-        leaves, spec = tree_flatten((call.arguments, dict(call.keywords)))
-        places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-        others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        form = _Form(tuple(named), spec, others, places, call.takes_keyword)
-        return [hidden, *named.values(), *(leaves[place] for place in places)], form
+        return {**{name: weights[name] for name in self._names[position]}, **dict(layer.named_buffers())}
 
-    def _kind(self, position: int, tensors: Sequence[Tensor], form: _Form) -> Hashable:
-        given = [tensors[0], *tensors[1 + len(form.names) :]]
-        others = tuple(leaf if isinstance(leaf, Hashable) else repr(leaf) for leaf in form.leaves)
-        return position, self.layers[position].training, tuple(map(_form_of, given)), str(form.spec), others
+    def _kind(self, position: int, hidden: Tensor, call: _Call) -> Hashable:
+        return position, self.layers[position].training, call.kind(hidden)
 
 
 def _form_of(tensor: Tensor) -> Hashable:
@@ -192,7 +202,3 @@ def _constant(module: GraphModule, node: Node) -> Hashable:
     value = attrgetter(str(node.target))(module)
     small = not isinstance(value, FakeTensor) and value.numel() <= _SMALL
     return (str(value.dtype), *value.flatten().tolist()) if small else id(value)
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -6,10 +6,10 @@ captured as aten operators once (``make_fx``, no dynamo), split into anchors and
 (:mod:`lohan_core.model.segments`), and each segment is compiled once, forward and backward, whatever a plan keeps. What
 runs later is straight-line Python: an operator, a segment, an operator.
 
-[Note: same bits] Nothing is compiled or tuned after :func:`fuse`, and Inductor's deterministic mode lets no measured
-time choose between kernels that sum in different orders. A segment returns new memory and writes into nothing it was
-given, in backward neither (no donated buffers): what is kept of an anchor stays what it was. Segments are hidden from
-dispatch modes: what torch runs around compiled code (copies of gradients to other strides, say) counts for nothing.
+[Note: same bits] Nothing is compiled or tuned after :func:`compile_captured`, and Inductor's deterministic mode lets no
+measured time choose between kernels that sum in different orders. A segment returns new memory and writes into nothing
+it was given, in backward neither (no donated buffers): what is kept of an anchor stays what it was. Segments are hidden
+from dispatch modes: what torch runs around compiled code (copies of gradients to other strides) counts for nothing.
 
 [Note: alignment] Segments are compiled for inputs at addresses that are multiples of 16 bytes. On a GPU, Inductor's own
 wrapper copies those that are not, each time, with the same result; what backward needs of them is the copy. On a CPU it
@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from attrs import frozen
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,7 +34,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lohan_core.model.rng import preserved, seeded_state, set_random_state
 from lohan_core.model.segments import NotFusable, split, without_mutation
 
-__all__ = ["Fused", "NotFusable", "capture", "compile_captured", "disagreement", "fuse"]
+__all__ = ["NotFusable", "capture", "compile_captured", "disagreement"]
 
 _INDUCTOR = {"deterministic": True, "triton.cudagraphs": False, "compile_threads": 1}
 """Settings of Inductor. Of compiling processes there would be one for each core, to stay for the rest of the run."""
@@ -49,65 +48,20 @@ _ROUNDING_ONLY = 0.25
 """A gradient that moves by this much of itself as inputs change in their last bits says nothing."""
 
 
-@frozen(eq=False)
-class Fused:
-    """A function in anchors and compiled segments: call it with tensors of the kinds that it was made for."""
-
-    code: GraphModule
-    segments: int
-    """How many there are."""
-
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        """Run anchors and segments in order."""
-        output: Tensor = self.code.forward(*tensors)
-        return output
-
-
-def fuse(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Fused:
-    """Capture a function and compile what lies between its matrix products, forward and backward.
-
-    Call it outside any dispatch mode. It runs the function's forward once on random data, with weights of its own, and
-    leaves the random state as it was.
+def capture(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
+    """Write down the operators that a function's forward runs in training, and split them: nothing is compiled yet.
 
     Args:
         function: takes tensors, the hidden state first, and returns one. What else it computes with is captured:
             settings as they are, other tensors (buffers) by reference.
         examples: tensors of the kinds that it will be called with: shapes, strides, types, device, and which require
-            grad. Their values are not looked at.
-
-    Raises:
-        NotFusable: the function looks at values, writes into its inputs, or this torch cannot compile it.
-    """
-    return compile_captured(capture(function, examples), examples)
-
-
-def compile_captured(code: GraphModule, examples: Sequence[Tensor]) -> Fused:
-    """Compile the segments of what :func:`capture` returned, in place; as :func:`fuse`."""
-    if not hasattr(torch._inductor.config, "deterministic"):  # noqa: SLF001 - has no public name
-        raise NotFusable(f"Inductor of torch {torch.__version__} lets measured times decide on the last bits")
-    with preserved(examples[0].device), torch.enable_grad():
-        inputs = [_random_like(example, 1.0).requires_grad_(example.requires_grad) for example in examples]
-        try:
-            _Compiler(code).run(*inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except _FAILURES as error:
-            raise NotFusable(f"it cannot be compiled: {_in_a_line(error)}") from error
-    return Fused(code, len(code.graph.find_nodes(op="call_module")))
-
-
-def capture(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
-    """Write down the operators that a function's forward runs in training, and split them: nothing is compiled yet.
-
-    Args:
-        function: as for :func:`fuse`.
-        examples: likewise; they may be fake.
+            grad. Their values are not looked at, and they may be fake.
 
     Returns:
         Its operators, and its segments as submodules, each a ``GraphModule`` that returns a tuple.
 
     Raises:
-        NotFusable: as :func:`fuse`.
+        NotFusable: the function looks at values, or writes into its inputs.
     """
     captured = _captured(function, examples)
     without_mutation(captured)
@@ -116,6 +70,36 @@ def capture(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Grap
     if segments > _MOST_SEGMENTS:
         raise NotFusable(f"it falls into {segments} segments: it runs some operators over and over")
     return code
+
+
+def compile_captured(captured: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """Compile, forward and backward, what lies between a function's matrix products.
+
+    Call it outside any dispatch mode. It runs the function's forward once on random data, with weights of its own, and
+    leaves the random state as it was.
+
+    Args:
+        captured: what :func:`capture` returned; its segments are replaced.
+        examples: as for that, with memory behind them.
+
+    Returns:
+        The function: it runs anchors and compiled segments in order.
+
+    Raises:
+        NotFusable: this torch cannot compile it.
+    """
+    if not hasattr(torch._inductor.config, "deterministic"):  # noqa: SLF001 - has no public name
+        raise NotFusable(f"Inductor of torch {torch.__version__} lets measured times decide on the last bits")
+    with preserved(examples[0].device), torch.enable_grad():
+        inputs = [_random_like(example, 1.0).requires_grad_(example.requires_grad) for example in examples]
+        try:
+            _Compiler(captured).run(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            raise NotFusable(f"it cannot be compiled: {_in_a_line(error)}") from error
+    run: Callable[..., Tensor] = captured.forward
+    return run
 
 
 def _captured(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> GraphModule:
@@ -213,14 +197,14 @@ def _random_like(stand_in: Tensor, scale: float) -> Tensor:
 
 
 def disagreement(function: Callable[..., Tensor], fused: Callable[..., Tensor], examples: Sequence[Tensor]) -> float:
-    """Compare a function with what :func:`fuse` made of it, forward and backward, on random data.
+    """Compare a function with what was captured or compiled of it, forward and backward, on random data.
 
     Whoever fuses a layer should refuse one that disagrees by more than rounding: a capture holds what forward computes
     but not a gradient that the layer defines otherwise (a straight-through estimator, a region without grad).
 
     Args:
-        function: as given to :func:`fuse`.
-        fused: what that returned.
+        function: as given to :func:`capture`.
+        fused: what was made of it.
         examples: likewise; tensors that require no grad (masks, positions) are used as they are.
 
     Returns:

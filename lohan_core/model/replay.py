@@ -28,8 +28,8 @@ from lohan_core.model.rng import set_random_state
 
 __all__ = ["Replayer", "Replaying", "can_be_left_out"]
 
-_SEGMENTS = ("CompiledFunction", "_AsOne")
-"""What compiled segments are called in autograd's graph, and what stands for them (``engine/outline.py``)."""
+_SEGMENT = "CompiledFunction"
+"""What a compiled segment is called in autograd's graph."""
 
 _ALL = 2**62
 """More tensors than autograd saves: nothing is left out."""
@@ -125,7 +125,7 @@ class Replaying(OperatorCounter):
 def _is_foreign(node: Any) -> bool:
     """Tell whether a node is a function's that somebody else has written."""
     foreign = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return foreign and not type(node).__name__.startswith(_SEGMENTS)
+    return foreign and not type(node).__name__.startswith(_SEGMENT)
 
 
 def _nodes_since(output: Tensor, first: int) -> Iterator[Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensor_layers import assert_same, gradients_of, make_layer, named
+from tensor_layers import assert_same, fuse, gradients_of, make_layer, named
 from torch._dynamo.utils import counters
 
-from lohan_core.model.fused import disagreement, fuse
+from lohan_core.model.fused import disagreement
 from lohan_core.model.rng import get_random_state
 
 pytestmark = pytest.mark.gpu

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from lohan_core.engine.backward import backward
 from lohan_core.model.cut import cut_model
+from lohan_core.model.fused import capture, compile_captured
 from lohan_core.model.keep import Keeping, OperatorCounter, nothing_saved
 from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, set_random_state
@@ -70,6 +71,11 @@ def make_layer(architecture, dtype, device=CPU):
     examples = [hidden, *(weights[name] for name in names)]
     examples = [tensor.detach().clone().contiguous().requires_grad_() for tensor in examples]
     return Layer(function, (*examples, *(leaves[place] for place in places)), names)
+
+
+def fuse(function, examples):
+    """Capture a function, and compile it without trying it."""
+    return compile_captured(capture(function, examples), examples)
 
 
 class Listing(OperatorCounter):

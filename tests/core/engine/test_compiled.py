@@ -115,3 +115,10 @@ def test_a_layer_that_differentiates_otherwise_is_refused(tmp_path, models, monk
 def test_a_layer_that_cannot_be_captured_is_refused(tmp_path, models):
     with pytest.raises(ConfigError, match=r"model.compile: MixtralDecoderLayer: .*; set model.compile: false"):
         open_run(tmp_path, models["mixtral"], make_batch(1), model={"compile": True})
+
+
+def test_packed_rows_are_not_told_to_flash_attn_by_compiled_layers(tmp_path, models, monkeypatch):
+    """Or each number of documents would have layers compiled of its own."""
+    monkeypatch.setattr("lohan_core.engine.model.flash_attn_obstacle", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"model.attention: flash: model.compile: packed rows .*data.packing: false"):
+        open_run(tmp_path, models["llama"], make_batch(1), model={"compile": True, "attention": "flash"})

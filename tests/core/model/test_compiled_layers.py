@@ -51,6 +51,13 @@ def test_layers_that_do_not_are_told_apart_whatever_it_is_that_differs():
         assert torch.allclose(found, layer(hidden), rtol=1e-5, atol=1e-6), position
 
 
+def test_what_was_prepared_is_found_again_without_looking_at_weights(monkeypatch):
+    """It is asked for before every forward of a layer."""
+    compiled, hidden = prepared([Layer(0, nn.Tanh())])
+    monkeypatch.setattr("lohan_core.model.compiled._without_memory", lambda *_: pytest.fail("memory is asked for"))
+    compiled.prepare(0, lambda: pytest.fail("weights are drawn"), hidden, CALL)
+
+
 def test_what_was_not_prepared_is_not_run():
     compiled, _ = prepared([Layer(0, nn.Tanh())])
     layer = compiled.layers[0]

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from everything import EVERYTHING
 from torch import nn
 
 from lohan_core.model.keep import Keeping, Kept, OperatorCounter, is_keepable, nothing_saved
 from lohan_core.model.rng import get_random_state, preserved, seeded_state, set_random_state
 
 CPU = torch.device("cpu")
-
-
-class Everything:
-    """Holds whatever it is asked for."""
-
-    def __contains__(self, occurrence):
-        return True
-
-
-EVERYTHING = Everything()
 
 
 class Listing(OperatorCounter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from everything import EVERYTHING
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,16 +13,6 @@ from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, set_random_state
 
 CPU = torch.device("cpu")
-
-
-class Everything:
-    """Holds whatever it is asked for."""
-
-    def __contains__(self, occurrence):
-        return True
-
-
-EVERYTHING = Everything()
 
 
 class Ran(TorchDispatchMode):
