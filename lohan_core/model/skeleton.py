@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ def build_skeleton(
     _refuse_looking_ahead(model)
     _refuse_encoder(model)
     model.tie_weights()
+    _follow_dtypes(model, dtype)
     _compute_buffers_anew(model)
     model.config.use_cache = False
     return model.train()
@@ -102,6 +104,26 @@ def _refuse_encoder(model: PreTrainedModel) -> None:
         raise ModelError(
             f"model.path: a {config.model_type!r} model is not a causal LM: every token sees those behind it; "
             "if it was trained as a decoder, say is_decoder: true in its config.json"
+        )
+
+
+def _follow_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Make those buffers fp32 that ``from_pretrained`` keeps so; say it of parameters, which have one dtype here."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    patterns = list(model._get_dtype_plan(dtype))  # noqa: SLF001 - transformers has no public name for it
+    wide = build_glob_alternation(patterns)[0] if patterns else re.compile("(?!)")  # which nothing matches
+    for path, module in model.named_modules():
+        for key, buffer in module.named_buffers(prefix=path, recurse=False):
+            name = key.rpartition(".")[2]
+            if wide.search(key) and name not in module._non_persistent_buffers_set:  # noqa: SLF001 - nor has torch
+                setattr(module, name, buffer.to(torch.float32))
+    narrowed = [name for name, p in model.named_parameters() if p.dtype != dtype or wide.search(name)]
+    if narrowed:
+        warnings.warn(
+            f"{len(narrowed)} parameters that this architecture keeps in float32 are computed with in "
+            f"{str(dtype).removeprefix('torch.')}, {narrowed[0]} among them; run.dtype: float32 has all in float32",
+            stacklevel=3,
         )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_backends import TestBackends
-from tiny_lms import CONFIGS, TIED, load_lm, make_batch, make_lm
+from tiny_lms import COMMON, CONFIGS, TIED, load_lm, make_batch, make_lm
 from tiny_runs import different, open_run, plain_step, recorded_gradients
-from transformers import MambaConfig
+from transformers import DeepseekV3Config, Ernie4_5_MoeConfig, MambaConfig
 
 from lohan_core.model.rng import get_random_state
+from lohan_core.model.skeleton import build_skeleton
 from lohan_core.plan import Tier
 from lohan_core.schedule.sizes import kept_bytes
 
@@ -57,6 +58,33 @@ def test_hidden_states_may_change_their_dtype_on_the_way(tmp_path, backends):
         ours = recorded_gradients(engine, backends.recorder)
     _, theirs = plain_step(load_lm(tmp_path / "model", torch.bfloat16), batch, step=1)
     assert not different(ours, theirs)
+
+
+def test_buffers_that_choose_experts_stay_fp32(tmp_path, backends):
+    """Rounded to bf16, biases this close to each other would send tokens to other experts."""
+    config = DeepseekV3Config(
+        **{key: value for key, value in COMMON.items() if key != "head_dim"} | {"num_key_value_heads": 4},
+        **{"moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+        **{"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    )
+    model = make_lm(config)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:
+            buffer.copy_(3 + 0.02 * torch.randn_like(buffer))
+    model.save_pretrained(tmp_path / "model")
+    batch = make_batch(1)
+    with open_run(tmp_path, tmp_path / "model", batch, backends, run={"dtype": "bfloat16"}) as engine:
+        engine.step(batch, lr=0.0)
+        ours = recorded_gradients(engine, backends.recorder)
+    _, theirs = plain_step(load_lm(tmp_path / "model", torch.bfloat16), batch, step=1)
+    assert not different(ours, theirs)
+
+
+def test_parameters_that_would_stay_fp32_are_told_of():
+    config = Ernie4_5_MoeConfig(**COMMON, moe_intermediate_size=32, moe_num_experts=4, moe_k=2)
+    with pytest.warns(UserWarning, match=r"keeps in float32 are computed with in bfloat16, .*; run\.dtype: float32"):
+        build_skeleton(config, torch.bfloat16)
 
 
 @pytest.mark.parametrize("seed", range(6))
