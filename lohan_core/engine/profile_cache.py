@@ -24,7 +24,7 @@ __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 

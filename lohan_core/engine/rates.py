@@ -21,7 +21,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.memory import allocate_host
 from lohan_core.units import format_bytes
 
-__all__ = ["copy_rates", "crossing_rates", "drive_rates", "gpu_update_rate", "update_rates"]
+__all__ = ["copy_rates", "crossing_rates", "drive_rates", "gpu_update_rate", "mixed_rate", "update_rates"]
 
 COPY_BYTES = 32 << 20
 IO_BYTES = 4 << 20
@@ -126,13 +126,28 @@ def drive_rates(storage: Storage, state_bytes: int, seconds: float) -> tuple[flo
     storage.allocate(SCRATCH, windows * WINDOW_BYTES)
     try:
         scratch = _Scratch(storage, windows)
-        write, read, mixed = (
+        write, read, both = (
             _rate(WINDOW_BYTES, seconds, move, least_rounds=windows)
             for move in (scratch.write, scratch.read, scratch.mix)
         )
     finally:
         storage.free(SCRATCH)
-    return read, write, mixed
+    return read, write, mixed_rate(read, write, both)
+
+
+def mixed_rate(read: float, write: float, both: float) -> float:
+    """Return the total rate while reads and writes are in flight together. Bytes a second; pure arithmetic.
+
+    As much read as written takes longer than the slower alone, by a share of what the faster takes alone: that share of
+    its work is done in turns. While the slower ends, the faster has nothing to do, which is no part of the rate.
+
+    Args:
+        read: alone.
+        write: alone.
+        both: of as much read as written at once, over and over.
+    """
+    in_turns = max(0.0, 2 / both - 1 / min(read, write)) * max(read, write)
+    return (read + write) / (1 + in_turns)
 
 
 class _Scratch:

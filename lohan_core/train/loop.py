@@ -31,7 +31,7 @@ from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.train.learning_rate import learning_rate
 from lohan_core.train.metrics import Metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
-from lohan_core.train.replan import replan
+from lohan_core.train.replan import STEADY, replan, unlike_prediction
 from lohan_core.train.room import require_room, rows_within
 from lohan_core.train.stopping import StopRequest
 
@@ -187,6 +187,8 @@ class _Run:
             self._progress.say(replan(engine, self._planner, result.timeline, progress))
             self._recorder = StepRecorder(run.dir, engine.profile.machine)
             self._plan_saving()
+        elif self._steps_here == STEADY and (notice := unlike_prediction(engine, result.timeline)):
+            self._progress.say(notice)
         self._progress.step(
             result.step, run.steps, f"loss {result.loss:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
         )

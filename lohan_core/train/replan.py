@@ -14,10 +14,28 @@ from lohan_core.schedule.build import build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.timeline import Timeline
 
-__all__ = ["LEAST_GAIN", "replan"]
+__all__ = ["LEAST_GAIN", "STEADY", "WORTH_SAYING", "replan", "unlike_prediction"]
 
 LEAST_GAIN = 0.02
 """A new plan that is predicted to save less than this share of the step is not worth the change."""
+
+STEADY = 3
+"""The first of a process's steps that tells how long steps take: before it memory is new, and nothing was deferred."""
+
+WORTH_SAYING = 0.5
+"""A step that departs from its prediction by more than this share was planned by a profile that cannot be right."""
+
+
+def unlike_prediction(engine: Engine, measured: Timeline) -> str | None:
+    """Return a line on a step that is far from its prediction, and what to do about it; None for one that is not."""
+    off = departure(engine.profile, measured)
+    if abs(off) <= WORTH_SAYING:
+        return None
+    return (
+        f"step {engine.finished_step} took {measured.seconds:.3g} s, {off:+.0%} off: the plan is by a profile of "
+        "another machine, or of one that was busy, or this one is; --set profiler.cache=false measures anew, and "
+        "run.replan_after plans anew from a step"
+    )
 
 
 def replan(engine: Engine, planner: Planner, measured: Timeline, progress: Mapping[str, Any]) -> str:

@@ -64,9 +64,18 @@ def test_buffers_that_choose_experts_stay_fp32(tmp_path, backends):
     """Rounded to bf16, biases this close to each other would send tokens to other experts."""
     config = DeepseekV3Config(
         **{key: value for key, value in COMMON.items() if key != "head_dim"} | {"num_key_value_heads": 4},
-        **{"moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
-        **{"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16},
-        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        moe_intermediate_size=32,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
     )
     model = make_lm(config)
     for name, buffer in model.named_buffers():

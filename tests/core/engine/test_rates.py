@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lohan_core.engine.rates import crossing_rates, drive_rates
+from lohan_core.engine.rates import crossing_rates, drive_rates, mixed_rate
 from lohan_core.testing.profiler import example_subject
 
 
@@ -19,6 +19,16 @@ def test_directions_that_take_turns_pass_as_much_as_was_measured(up, down):
     slower_up, slower_down = crossing_rates(up, down, 2 / seconds)
     assert max(1 / slower_up, 1 / slower_down) == pytest.approx(seconds)
     assert slower_up / slower_down == pytest.approx(up / down)
+
+
+@pytest.mark.parametrize(("read", "write"), [(5.0, 5.0), (7.4, 1.4), (1.8, 2.8)])
+def test_drives_that_take_turns_have_half_of_both_rates_together(read, write):
+    assert mixed_rate(read, write, 2 / (1 / read + 1 / write)) == pytest.approx((read + write) / 2)
+
+
+@pytest.mark.parametrize(("read", "write"), [(5.0, 5.0), (7.4, 1.4), (1.8, 2.8)])
+def test_drives_that_do_both_at_once_have_both_rates(read, write):
+    assert mixed_rate(read, write, 2 * min(read, write)) == pytest.approx(read + write)
 
 
 def test_drives_are_measured_on_bytes_that_do_not_compress(monkeypatch):

@@ -16,8 +16,9 @@ from lohan_core.interfaces.planner import Planner
 from lohan_core.memory import allocate_host
 from lohan_core.plan import BlockPlan, Plan, Tier
 from lohan_core.profile import Role
+from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.timeline import Span, Timeline
-from lohan_core.train.replan import replan
+from lohan_core.train.replan import replan, unlike_prediction
 
 OPTIMIZER = {"backend": "cpuadam", "lr": 1e-3, "max_grad_norm": 1.0}
 
@@ -115,6 +116,14 @@ def test_a_faster_plan_is_adopted_and_its_profile_with_it(tmp_path, models):
         assert engine.profile != before
         assert engine.progress == {"metrics": {"step": 1}}
         assert engine.step(batch, lr=1e-3).step == 2
+
+
+def test_a_step_far_from_its_prediction_is_spoken_of(tmp_path, models):
+    with open_run(tmp_path, models["llama"], make_batch(0), optimizer=OPTIMIZER) as engine:
+        predicted = simulate(engine.schedule, engine.profile.machine)
+        assert unlike_prediction(engine, stretched(predicted, 1.4)) is None
+        assert "+100% off" in unlike_prediction(engine, stretched(predicted, 2))
+        assert "-90% off" in unlike_prediction(engine, stretched(predicted, 0.1))
 
 
 def test_a_plan_that_is_no_faster_or_none_changes_nothing(tmp_path, models):
