@@ -141,9 +141,9 @@ class Engine:
             StorageError: a drive failed; the last durable step is intact.
             PlanError: the device ran out of memory; likewise intact.
             NonFiniteGradientError: likewise; says from which step the run can go on.
-            StoreError: an earlier step failed; open the run again to go on.
+            StoreError: an earlier step failed, or the engine is closed; open the run again to go on.
         """
-        self._require_whole_states()
+        self._require_usable()
         began = time.perf_counter()
         if len(batch.micro_batches) != self.workload.micro_batches:
             raise ValueError(
@@ -199,7 +199,7 @@ class Engine:
 
     def finish_updates(self) -> None:
         """Do the deferred updates of the last finished step, if there are any. Whatever reads states does so itself."""
-        self._require_whole_states()
+        self._require_usable()
         if self._deferred is None:
             return
         self._machinery.begin(StepData(terms=self._deferred, deferred=self._deferred))
@@ -225,6 +225,7 @@ class Engine:
         Where a plan defers some updates and not others, no moment of a step finds another one whole: then it is saved
         at once.
         """
+        self._require_usable()
         if not self.can_save:
             return
         if self._deferred is None or not self._machinery.defers_all:
@@ -254,13 +255,14 @@ class Engine:
             StoreError: states cannot be saved, which is how they come from one plan to the other.
             LohanError: the memory is not to be had; the engine is then closed.
         """
+        self._require_usable()
         if not self.can_save:
             raise StoreError("states in host memory have no space on the drives, so the plan cannot be changed")
         self.save(progress)
-        self._machinery.lanes.close()
-        self._parts.storage.unregister()
-        del self._machinery  # its memory is what the next one is built in
         try:
+            self._machinery.lanes.close()
+            self._parts.storage.unregister()
+            del self._machinery  # its memory is what the next one is built in
             self._machinery = build_machinery(
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
@@ -295,8 +297,10 @@ class Engine:
                 f"({str(error).splitlines()[0]}); lower run.micro_batch_size or keep less on the GPU"
             ) from error
 
-    def _require_whole_states(self) -> None:
-        """Refuse to go on from states of which a failed step has updated some and not others."""
+    def _require_usable(self) -> None:
+        """Refuse to go on when closed, or from states of which a failed step has updated some and not others."""
+        if self._closed:
+            raise StoreError("the engine is closed; open the run again to go on")
         if self._between_steps:
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {self._way_on()}")
 
