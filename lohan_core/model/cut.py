@@ -213,8 +213,9 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Ma
 
     Raises:
         ModelError: the model computes something between its layers, its layers depend on more than one value that
-            carries a gradient, or they return more than the next one takes.
+            carries a gradient, they return more than the next one takes, or some are skipped at random.
     """
+    _refuse_layerdrop(model)
     prefix, layers = find_layers(model)
     names = dict(model.named_parameters())
     in_layers = [_names_below(names, f"{prefix}.{position}.") for position in range(len(layers))]
@@ -255,6 +256,17 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Ma
         returns_tuple=tuple(probe.returns_tuple[type(layer)] for layer in layers),
         stand_ins={name: tensor.detach() for name, tensor in stand_ins.items()},
     )
+
+
+def _refuse_layerdrop(model: PreTrainedModel) -> None:
+    """Refuse LayerDrop, by which layers are skipped at random in training: a schedule has tasks for each of them."""
+    config = model.config.get_text_config()
+    for key in ("layerdrop", "decoder_layerdrop"):
+        if share := getattr(config, key, None):
+            raise ModelError(
+                f"model.path: {key}: {share} in its config.json skips layers at random in training, which is not "
+                f"supported; set {key} to 0 there"
+            )
 
 
 def _names_below(names: Mapping[str, Any], prefix: str) -> list[str]:
