@@ -142,6 +142,7 @@ class Engine:
             PlanError: the device ran out of memory; likewise intact.
             NonFiniteGradientError: likewise; says from which step the run can go on.
             StoreError: an earlier step failed, or the engine is closed; open the run again to go on.
+            ValueError: ``batch`` is not of the plan's size, or predicts no token.
         """
         self._require_usable()
         began = time.perf_counter()
@@ -149,11 +150,11 @@ class Engine:
             raise ValueError(
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
+        step = self._finished_step + 1
+        data = self._begin(batch, UpdateTerms(step, lr))
         if not self.can_save:
             self._store.never_commit()
-        step = self._finished_step + 1
         read_before, written_before = self._parts.storage.bytes_moved()
-        data = self._begin(batch, UpdateTerms(step, lr))
         schedule = self._machinery.first_schedule if self._deferred is None else self._machinery.schedule
         self._between_steps = True
         try:
@@ -335,6 +336,8 @@ class Engine:
     def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
         device = self.model.device
         total = sum(batch.loss_tokens)
+        if not total:
+            raise ValueError("no token of the batch is predicted: all labels after the first column are -100")
         data = StepData(
             terms=terms,
             trains=trains,
