@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from attrs import define, evolve, frozen
 
+from lohan_core.engine.device_memory import in_short, smaller_block
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
 from lohan_core.engine.step import StepData, UpdateTerms, as_step_inputs, micro_batch_seed
@@ -295,7 +296,7 @@ class Engine:
         except torch.OutOfMemoryError as error:
             raise PlanError(
                 f"memory.gpu: step {self._finished_step + 1} needs more device memory than the plan foresaw "
-                f"({str(error).splitlines()[0]}); lower run.micro_batch_size or keep less on the GPU"
+                f"({in_short(error)}); {smaller_block(self.model.loss)}, or keep less on the GPU"
             ) from error
 
     def _require_usable(self) -> None:
