@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from contextlib import suppress
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ __all__ = ["allocate_host", "pinned_bytes"]
 
 _pinned: dict[int, int] = {}
 """Bytes registered with the driver, by address."""
+
+
+class _Pages(mmap.mmap):
+    """A mapping that the last tensor on it lets go of."""
+
+    unregister: weakref.finalize[..., Self] | None = None
+
+    def __del__(self) -> None:
+        # Here the pages are still mapped; when a weak reference is called, they are not.
+        if self.unregister is not None:
+            self.unregister()
 
 
 def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
@@ -38,7 +50,7 @@ def allocate_host(size_bytes: int, *, pin: bool) -> Tensor:
     if size_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        pages = mmap.mmap(-1, round_up(size_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = _Pages(-1, round_up(size_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise PlanError(
             f"memory.host: cannot map {size_bytes} bytes: {error.strerror}; lower memory.host or memory.chunk"
@@ -58,18 +70,27 @@ def pinned_bytes() -> int:
     return sum(_pinned.values())
 
 
-def _register(pages: mmap.mmap, buffer: Tensor) -> None:
+def _register(pages: _Pages, buffer: Tensor) -> None:
     runtime = torch.cuda.cudart()
     address = buffer.data_ptr()
     status = runtime.cudaHostRegister(address, buffer.numel(), 0)
     if int(status) != 0:
+        _take_last_error()
         raise PlanError(
             f"memory.host: the driver cannot pin {buffer.numel()} bytes ({status}); lower memory.host or raise the "
             "limit on locked memory (ulimit -l)"
         )
     _pinned[address] = buffer.numel()
-    # The last tensor lets go of the mapping, and this runs just before the pages are unmapped.
-    weakref.finalize(pages, _unregister, address)
+    pages.unregister = weakref.finalize(pages, _unregister, address)
+
+
+def _take_last_error() -> None:
+    """Take the error from the CUDA runtime, which keeps it: the next kernel to be launched would be blamed for it.
+
+    torch has no way to ask for it but to launch one.
+    """
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 def _unregister(address: int) -> None:

@@ -58,7 +58,9 @@ int lohan_aio_remove_memories(lohan_aio *engine);
 lohan_aio_request *lohan_aio_submit(lohan_aio *engine, int direction, const lohan_aio_segment *segments, size_t count,
                                     int *error);
 
-/* Wait until the kernel has let go of every segment; returns failure->error. `done` tells (1 or 0) without waiting. */
+/* Wait until the kernel has let go of every segment; returns failure->error. `done` tells (1 or 0) without waiting.
+ * If the kernel refuses to be asked at all (which no drive makes it do), every request fails at once, and it may not
+ * have let go yet: there is nobody to hear it from, and closing an io_uring does not wait for what it has in flight. */
 int lohan_aio_wait(lohan_aio_request *request, lohan_aio_failure *failure);
 int lohan_aio_done(lohan_aio_request *request);
 void lohan_aio_release(lohan_aio_request *request);

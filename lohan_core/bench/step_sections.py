@@ -35,6 +35,8 @@ def lay_sections(
 ) -> dict[str, dict[str, Any]]:
     """Lay the sections of the run's config over each other: every workload's, this one's, the caller's.
 
+    The workload's keys of a section are for the backend that it names there: if the caller chooses another, they go.
+
     Args:
         workload: this workload's.
         chosen: the caller's.
@@ -57,7 +59,12 @@ def lay_sections(
         "run": {"durability": "none", "checksums": False, "checkpoint_every": _NEVER, "steps": _NEVER, "seed": SEED},
         "optimizer": _OPTIMIZER,
     }
-    for layer in (workload, chosen):
+    own = {
+        name: section
+        for name, section in workload.items()
+        if chosen.get(name, {}).get("backend", section.get("backend")) == section.get("backend")
+    }
+    for layer in (own, chosen):
         for name, section in layer.items():
             sections[name] = {**sections.get(name, {}), **section}
     return sections

@@ -114,6 +114,7 @@ _MEMORY = {"gpu": "24GiB", "host": "118GiB"}
 # Space on the drives would be for nothing but saving states there: that would take longer than all steps. Without it
 # they live in host memory, and on the GPU where the planner finds that faster.
 _IN_HOST_MEMORY: Settings = {"memory": {**_MEMORY, "ssd": "1GiB"}}
+_STATES_ON_DRIVES: Settings = {"planner": {"backend": "greedy", "states": "ssd"}}
 # Logits of a whole micro-batch would take gigabytes of the GPU that states and activations have a use for.
 _CHUNKED: Settings = {"model": {"loss": "chunked"}}
 
@@ -128,7 +129,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=64,
             micro_batch_size=2,
             batch_sizes=(2, 4),
-            settings={"planner": {"states": "host"}},
+            settings={"planner": {"backend": "greedy", "states": "host"}},
         ),
         StepWorkload(
             name="smoke-ssd",
@@ -138,7 +139,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=64,
             micro_batch_size=2,
             batch_sizes=(2,),
-            settings={"planner": {"states": "ssd"}},
+            settings=_STATES_ON_DRIVES,
         ),
         StepWorkload(
             name="host-2b",
@@ -158,7 +159,7 @@ WORKLOADS: Mapping[str, StepWorkload] = {
             sequence_length=1024,
             micro_batch_size=16,
             batch_sizes=(8, 32),
-            settings={**_CHUNKED, "memory": {**_MEMORY, "host": "16GiB"}, "planner": {"states": "ssd"}},
+            settings={**_CHUNKED, **_STATES_ON_DRIVES, "memory": {**_MEMORY, "host": "16GiB"}},
         ),
         StepWorkload(
             name="host-4b",

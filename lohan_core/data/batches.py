@@ -25,8 +25,8 @@ class Batch:
     tokens: int
     """Tokens that are not padding."""
     loss_tokens: tuple[int, ...]
-    """Per micro-batch, at least 1: labels other than -100 after the first column, which is what a model's loss is the
-    mean of."""
+    """Per micro-batch, and at least 1 in all: labels other than -100 after the first column, which is what a model's
+    loss is the mean of."""
 
     @classmethod
     def of(cls, micro_batches: Iterable[dict[str, torch.Tensor]], *, tokens: int) -> Batch:

@@ -47,7 +47,6 @@ def _say_nothing(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
-@out_of_memory_told()
 def open_engine(
     config: Config,
     sample: Batch,
@@ -75,8 +74,8 @@ def open_engine(
     registry = registry or load_registry()
     device = resolve_device(config.run.device)
     cap_device_memory(config, device)
-    parts = open_parts(config, registry, device)
-    with ExitStack() as on_failure:
+    with out_of_memory_told(config.model.loss), ExitStack() as on_failure:
+        parts = open_parts(config, registry, device)
         on_failure.callback(parts.close)
         parts.directory.require_kept()
         whole = {**store_identity(config, parts), **(identity or {})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,23 +11,37 @@ import torch
 
 from lohan_core.config.sections import Config
 from lohan_core.errors import PlanError
+from lohan_core.model.choices import Loss
 
-__all__ = ["cap_device_memory", "out_of_memory_told"]
+__all__ = ["cap_device_memory", "in_short", "out_of_memory_told", "smaller_block"]
 
 ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
 ALLOCATOR_SETTINGS = "expandable_segments:True"
 
 
 @contextmanager
-def out_of_memory_told() -> Iterator[None]:
-    """Make torch's own error one that the user can act on."""
+def out_of_memory_told(loss: Loss) -> Iterator[None]:
+    """Make torch's own error one that the user can act on, where head and loss are computed as ``loss`` says."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise PlanError(
-            f"memory.gpu: too little for one block of the model ({str(error).splitlines()[0]}); lower "
-            "run.micro_batch_size or data.sequence_length, or raise memory.gpu"
+            f"memory.gpu: too little for one block of the model ({in_short(error)}); {smaller_block(loss)}, or raise "
+            "memory.gpu"
         ) from error
+
+
+def in_short(error: torch.OutOfMemoryError) -> str:
+    """Say what torch said without the state of its allocator: what it could not do, and how much was asked for."""
+    first = str(error).partition("\n")[0]
+    told = re.match(r"(.*?)\. Tried( to allocate [\d.]+ \w+)", first)
+    return f"{told[1]}: tried{told[2]}" if told else first
+
+
+def smaller_block(loss: Loss) -> str:
+    """Say what makes a block of the model take less device memory."""
+    chunked = ", set model.loss: chunked" if loss is Loss.WHOLE else ""
+    return f"lower run.micro_batch_size or data.sequence_length{chunked}"
 
 
 def cap_device_memory(config: Config, device: torch.device) -> None:

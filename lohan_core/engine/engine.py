@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from attrs import define, evolve, frozen
 
+from lohan_core.engine.device_memory import in_short, smaller_block
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
 from lohan_core.engine.step import StepData, UpdateTerms, as_step_inputs, micro_batch_seed
@@ -141,19 +142,20 @@ class Engine:
             StorageError: a drive failed; the last durable step is intact.
             PlanError: the device ran out of memory; likewise intact.
             NonFiniteGradientError: likewise; says from which step the run can go on.
-            StoreError: an earlier step failed; open the run again to go on.
+            StoreError: an earlier step failed, or the engine is closed; open the run again to go on.
+            ValueError: ``batch`` is not of the plan's size, or predicts no token.
         """
-        self._require_whole_states()
+        self._require_usable()
         began = time.perf_counter()
         if len(batch.micro_batches) != self.workload.micro_batches:
             raise ValueError(
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
+        step = self._finished_step + 1
+        data = self._begin(batch, UpdateTerms(step, lr))
         if not self.can_save:
             self._store.never_commit()
-        step = self._finished_step + 1
         read_before, written_before = self._parts.storage.bytes_moved()
-        data = self._begin(batch, UpdateTerms(step, lr))
         schedule = self._machinery.first_schedule if self._deferred is None else self._machinery.schedule
         self._between_steps = True
         try:
@@ -199,7 +201,7 @@ class Engine:
 
     def finish_updates(self) -> None:
         """Do the deferred updates of the last finished step, if there are any. Whatever reads states does so itself."""
-        self._require_whole_states()
+        self._require_usable()
         if self._deferred is None:
             return
         self._machinery.begin(StepData(terms=self._deferred, deferred=self._deferred))
@@ -225,6 +227,7 @@ class Engine:
         Where a plan defers some updates and not others, no moment of a step finds another one whole: then it is saved
         at once.
         """
+        self._require_usable()
         if not self.can_save:
             return
         if self._deferred is None or not self._machinery.defers_all:
@@ -254,13 +257,14 @@ class Engine:
             StoreError: states cannot be saved, which is how they come from one plan to the other.
             LohanError: the memory is not to be had; the engine is then closed.
         """
+        self._require_usable()
         if not self.can_save:
             raise StoreError("states in host memory have no space on the drives, so the plan cannot be changed")
         self.save(progress)
-        self._machinery.lanes.close()
-        self._parts.storage.unregister()
-        del self._machinery  # its memory is what the next one is built in
         try:
+            self._machinery.lanes.close()
+            self._parts.storage.unregister()
+            del self._machinery  # its memory is what the next one is built in
             self._machinery = build_machinery(
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
@@ -292,11 +296,13 @@ class Engine:
         except torch.OutOfMemoryError as error:
             raise PlanError(
                 f"memory.gpu: step {self._finished_step + 1} needs more device memory than the plan foresaw "
-                f"({str(error).splitlines()[0]}); lower run.micro_batch_size or keep less on the GPU"
+                f"({in_short(error)}); {smaller_block(self.model.loss)}, or keep less on the GPU"
             ) from error
 
-    def _require_whole_states(self) -> None:
-        """Refuse to go on from states of which a failed step has updated some and not others."""
+    def _require_usable(self) -> None:
+        """Refuse to go on when closed, or from states of which a failed step has updated some and not others."""
+        if self._closed:
+            raise StoreError("the engine is closed; open the run again to go on")
         if self._between_steps:
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {self._way_on()}")
 
@@ -331,6 +337,8 @@ class Engine:
     def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
         device = self.model.device
         total = sum(batch.loss_tokens)
+        if not total:
+            raise ValueError("no token of the batch is predicted: all labels after the first column are -100")
         data = StepData(
             terms=terms,
             trains=trains,

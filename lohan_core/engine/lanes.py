@@ -131,6 +131,7 @@ class Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._closed = False
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         if device.type == "cuda":
             # Separate streams let both copy directions run beside compute and beside each other.
@@ -165,7 +166,10 @@ class Lanes:
 
         Raises:
             BaseException: the first that an action raised, once every lane has stopped.
+            ValueError: the lanes are closed.
         """
+        if self._closed:
+            raise ValueError("the lanes are closed")
         run = _Run(schedule, actions, time.perf_counter(), [_Progress() for _ in schedule.tasks])
         base = None
         if self._streams:
@@ -195,6 +199,7 @@ class Lanes:
 
     def close(self) -> None:
         """End the threads. A second close does nothing."""
+        self._closed = True
         for inbox in self._inboxes.values():
             inbox.put(None)
         for thread in self._threads:

@@ -82,8 +82,11 @@ class StepData:
 
     @property
     def loss(self) -> float:
-        """The mean loss over all predicted tokens, once the losses are known."""
-        return sum(weight * float(loss) for weight, loss in zip(self.weights, self.losses, strict=True))
+        """The mean loss over all predicted tokens, once the losses are known.
+
+        Of a micro-batch that has none it is NaN, and nothing of the step's.
+        """
+        return sum(weight * float(loss) for weight, loss in zip(self.weights, self.losses, strict=True) if weight)
 
 
 def as_step_inputs(micro_batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:

@@ -41,7 +41,7 @@ def open_subject(config: Config, registry: Registry, device: torch.device, repor
         LohanError: anything that the user can mend; also from within, where the device runs out of memory.
     """
     cap_device_memory(config, device)
-    with out_of_memory_told():
+    with out_of_memory_told(config.model.loss):
         yield from _open_subject(config, registry, device, report)
 
 

@@ -9,16 +9,14 @@ are stood in for by zeros of stride 0, which take no memory; what is computed fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import define, field
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lohan_core.errors import ModelError
@@ -27,8 +25,9 @@ from lohan_core.model.attention import attention_of, flash_boundaries
 from lohan_core.model.choices import Attention, Loss
 from lohan_core.model.compiled import CompiledLayers, Make
 from lohan_core.model.deferred_logits import loss_deferred
-from lohan_core.model.layer_call import LayerCall, layer_settings
+from lohan_core.model.layer_call import LayerCall, layer_settings, split_call
 from lohan_core.model.loss import loss_computer
+from lohan_core.model.probe import Probe, forwards_replaced
 from lohan_core.model.rng import get_random_state, set_random_state
 from lohan_core.model.skeleton import find_layers
 
@@ -130,7 +129,7 @@ class CutModel:
         first: list[Tensor] = []
 
         def record(position: int, *args: Any, **kwargs: Any) -> Any:
-            hidden, call = _split(args, kwargs)
+            hidden, call = split_call(args, kwargs)
             calls.append(call)
             if position == 0:
                 first.append(hidden)
@@ -139,7 +138,7 @@ class CutModel:
             return (hidden,) if self._returns_tuple[position] else hidden
 
         more = {"use_cache": False, **self._boundaries(inputs)}
-        with _forwards_replaced(self._layers, record), suppress(_PreludeDone):
+        with forwards_replaced(self._layers, record), suppress(_PreludeDone):
             functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, **more})
         return first[0], tuple(calls)
 
@@ -182,13 +181,13 @@ class CutModel:
         state = get_random_state(hidden.device)
 
         def hand_out(position: int, *args: Any, **kwargs: Any) -> Any:
-            passed, _ = _split(args, kwargs)
+            passed, _ = split_call(args, kwargs)
             if position == len(self._layers) - 1:
                 set_random_state(hidden.device, state)
                 passed = hidden
             return (passed,) if self._returns_tuple[position] else passed
 
-        with _forwards_replaced(self._layers, hand_out), self._loss_in_place():
+        with forwards_replaced(self._layers, hand_out), self._loss_in_place():
             output = functional_call(self.model, {**self._stand_ins, **weights}, (), {**inputs, "use_cache": False})
         loss: Tensor = output.loss
         return loss
@@ -214,8 +213,9 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Ma
 
     Raises:
         ModelError: the model computes something between its layers, its layers depend on more than one value that
-            carries a gradient, or they return more than the next one takes.
+            carries a gradient, they return more than the next one takes, or some are skipped at random.
     """
+    _refuse_layerdrop(model)
     prefix, layers = find_layers(model)
     names = dict(model.named_parameters())
     in_layers = [_names_below(names, f"{prefix}.{position}.") for position in range(len(layers))]
@@ -224,7 +224,7 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Ma
         name: torch.zeros((), dtype=names[name].dtype).expand(names[name].shape).requires_grad_()
         for name in everywhere_else
     }
-    probe = _Probe(list(layers), {id(tensor): name for name, tensor in stand_ins.items()})
+    probe = Probe(list(layers), {id(tensor): name for name, tensor in stand_ins.items()})
     try:
         probe.run(model, stand_ins)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
@@ -258,6 +258,17 @@ def cut_model(model: PreTrainedModel, loss: Loss = Loss.WHOLE, *, compile_by: Ma
     )
 
 
+def _refuse_layerdrop(model: PreTrainedModel) -> None:
+    """Refuse LayerDrop, by which layers are skipped at random in training: a schedule has tasks for each of them."""
+    config = model.config.get_text_config()
+    for key in ("layerdrop", "decoder_layerdrop"):
+        if share := getattr(config, key, None):
+            raise ModelError(
+                f"model.path: {key}: {share} in its config.json skips layers at random in training, which is not "
+                f"supported; set {key} to 0 there"
+            )
+
+
 def _names_below(names: Mapping[str, Any], prefix: str) -> list[str]:
     return [name for name in names if name.startswith(prefix)]
 
@@ -271,85 +282,3 @@ def _decaying(model: nn.Module) -> set[str]:
             if not is_norm and parameter.dim() > 1 and not name.endswith("bias"):
                 names.add(name)
     return names
-
-
-def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, LayerCall]:
-    """Part a layer's arguments into the hidden state and the rest."""
-    if args:
-        return args[0], LayerCall(args[1:], kwargs, takes_keyword=False)
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), LayerCall((), rest, takes_keyword=True)
-
-
-@contextmanager
-def _forwards_replaced(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Give every layer ``partial(forward, position)`` for its forward; the layer's attributes and hooks stay."""
-    for position, layer in enumerate(layers):
-        layer.forward = partial(forward, position)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-class _Probe(TorchFunctionMode):
-    """One run of zeros through the model: which parameters are used where, and what layers return."""
-
-    def __init__(self, layers: Sequence[nn.Module], watched: Mapping[int, str]) -> None:
-        super().__init__()
-        self.before: set[str] = set()
-        self.behind: set[str] = set()
-        self.returns_tuple: dict[type, bool] = {}
-        self._layers = layers
-        self._watched = watched
-        self._used = self.before
-        self._expected: Tensor | None = None
-
-    def run(self, model: PreTrainedModel, stand_ins: Mapping[str, Tensor]) -> None:
-        """Run the whole model on eight tokens."""
-        tokens = torch.zeros((1, 8), dtype=torch.long)
-        with _forwards_replaced(self._layers, self._pass), self:
-            output = functional_call(
-                model, dict(stand_ins), (), {"input_ids": tokens, "labels": tokens, "use_cache": False}
-            )
-        if self._expected is None or getattr(output, "loss", None) is None:
-            raise ModelError(f"{type(model).__name__} gives no loss for labels: it cannot be trained as a causal LM")
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Note the watched parameters among a function's arguments."""
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor) and id(value) in self._watched:
-                self._used.add(self._watched[id(value)])
-        return func(*args, **(kwargs or {}))
-
-    def _pass(self, position: int, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for one layer: check what it is given, learn from the first of each class what it returns."""
-        layer = self._layers[position]
-        hidden, call = _split(args, kwargs)
-        if self._expected is not None and hidden is not self._expected:
-            raise ModelError(f"the model computes on the hidden state before layer {position}: it cannot be cut there")
-        carrying = [
-            t for t in tree_leaves((call.arguments, call.keywords)) if isinstance(t, Tensor) and t.requires_grad
-        ]
-        if carrying:
-            raise ModelError(
-                f"layer {position} ({type(layer).__name__}) takes trained values beside the hidden state: not supported"
-            )
-        if type(layer) not in self.returns_tuple:
-            self.returns_tuple[type(layer)] = isinstance(self._call_once(layer, args, kwargs), tuple)
-        self._used = self.behind if position == len(self._layers) - 1 else self._used
-        self._expected = hidden
-        return (hidden,) if self.returns_tuple[type(layer)] else hidden
-
-    @staticmethod
-    def _call_once(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one real layer on zeros: full-sized ones, since some kernels take no others."""
-        stand_in = layer.__dict__.pop("forward")
-        try:
-            weights = {name: torch.zeros(p.shape, dtype=p.dtype) for name, p in layer.named_parameters()}
-            return functional_call(layer, weights, args, dict(kwargs))
-        finally:
-            layer.__dict__["forward"] = stand_in

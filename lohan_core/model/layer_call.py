@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor, nn
 
-__all__ = ["LayerCall", "layer_settings"]
+__all__ = ["LayerCall", "layer_settings", "split_call"]
 
 
 @frozen
@@ -24,6 +24,14 @@ class LayerCall:
         if self.takes_keyword:
             return self.arguments, {**self.keywords, "hidden_states": hidden}
         return (hidden, *self.arguments), dict(self.keywords)
+
+
+def split_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, LayerCall]:
+    """Part a layer's arguments into the hidden state and the rest."""
+    if args:
+        return args[0], LayerCall(args[1:], kwargs, takes_keyword=False)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), LayerCall((), rest, takes_keyword=True)
 
 
 def layer_settings(layer: nn.Module) -> Hashable:

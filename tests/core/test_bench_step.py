@@ -12,6 +12,7 @@ from lohan_core.backend import Kind
 from lohan_core.bench.plain import PlainTrainer
 from lohan_core.bench.step import StepBenchOptions, render, run
 from lohan_core.bench.step_rows import busiest_resource, busy_by_resource, chain_seconds
+from lohan_core.bench.step_sections import lay_sections
 from lohan_core.bench.workloads import WORKLOADS, make_batch, write_model_directory
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.model.choices import Attention
@@ -141,10 +142,21 @@ def test_states_on_both_tiers_of_which_nothing_is_saved(tmp_path, monkeypatch):
 
 
 def test_settings_add_to_the_workloads_own(tmp_path):
-    settings = {**QUICK, "planner": {"backend": "keep_nothing"}, "memory": {"chunk": "16KiB"}}
+    settings = {**QUICK, "planner": {"backend": "keep_nothing", "inputs": "host"}, "memory": {"chunk": "16KiB"}}
     result = bench(tmp_path, batch_sizes=(2,), steps=1, warm_up=0, settings=settings)
-    assert result.settings["planner"] == {"backend": "keep_nothing", "states": "host"}
     assert result.rows[0].plan.startswith("plan: keep_nothing")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "laid"),
+    [
+        ({"finalists": 1}, {"backend": "greedy", "states": "host", "finalists": 1}),
+        ({"backend": "greedy"}, {"backend": "greedy", "states": "host"}),
+        ({"backend": "ilp", "gap": 0.1}, {"backend": "ilp", "gap": 0.1}),
+    ],
+)
+def test_keys_of_the_workload_s_backend_are_none_of_another_s(chosen, laid):
+    assert lay_sections(SMOKE.settings, {"planner": chosen})["planner"] == laid
 
 
 @pytest.mark.parametrize(

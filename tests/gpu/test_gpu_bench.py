@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from tiny_backends import TestBackends, make_registry
 
 from lohan_core.bench.step import StepBenchOptions, run
+from lohan_core.errors import PlanError
 from lohan_core.memory import allocate_host, pinned_bytes
 
 pytestmark = pytest.mark.gpu
@@ -17,6 +21,15 @@ def test_pinned_memory_is_counted_until_it_is_given_back():
     assert pinned_bytes() == before + 5000
     del buffer
     assert pinned_bytes() == before
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_to_the_next_kernel(monkeypatch):
+    register, no_flag = torch.cuda.cudart().cudaHostRegister, 1 << 20
+    runtime = SimpleNamespace(cudaHostRegister=lambda address, size_bytes, _: register(address, size_bytes, no_flag))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    with pytest.raises(PlanError, match=r"memory\.host: the driver cannot pin"):
+        allocate_host(5000, pin=True)
+    assert (torch.zeros(3, device="cuda") + 1).sum() == 3
 
 
 @pytest.mark.parametrize("workload", ["smoke", "smoke-ssd"])

@@ -98,6 +98,7 @@ class AioStorage(Storage):
         # Keeps files open while they are synced; taken before the other.
         self._sync_lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
         self._bytes_moved = (0, 0)
         self._registered: dict[tuple[int, int], torch.Tensor] = {}
         self._unsynced: set[ExtentFile] = set()
@@ -148,7 +149,12 @@ class AioStorage(Storage):
         return "; ".join([text, *self._notes])
 
     def close(self) -> None:
-        """Wait for transfers in flight, then close the engine and all files. A namespace without extents goes."""
+        """Wait for transfers in flight, then close the engine and all files. A namespace without extents goes.
+
+        In a forked child nothing happens: the threads that would end are its parent's, and so are the files.
+        """
+        if self._forked():
+            return
         with self._sync_lock, self._lock:
             if self._closed:
                 return
@@ -334,7 +340,12 @@ class AioStorage(Storage):
             self._unsynced = {file for transfer in writes for file in transfer.files}
             return dirty
 
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
+
     def _check_open(self) -> None:
+        if self._forked():
+            raise ValueError("the storage's threads do not survive fork(): open it in the process that uses it")
         if self._closed:
             raise ValueError("the storage is closed")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny_backends import TestBackends
@@ -9,6 +11,8 @@ from tiny_lms import COMMON, CONFIGS, TIED, load_lm, make_batch, make_lm
 from tiny_runs import different, open_run, plain_step, recorded_gradients
 from transformers import DeepseekV3Config, Ernie4_5_MoeConfig, MambaConfig
 
+from lohan_core.data.batches import Batch
+from lohan_core.data.samples import NO_LOSS
 from lohan_core.model.rng import get_random_state
 from lohan_core.model.skeleton import build_skeleton
 from lohan_core.plan import Tier
@@ -132,6 +136,22 @@ def test_micro_batches_are_summed_in_fp32_and_rounded_once(tmp_path, models, dty
         largest = theirs[tied].abs().max().item()
         torch.testing.assert_close(ours[tied], theirs[tied], rtol=roundings, atol=roundings * largest)
     assert result.loss == pytest.approx(loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["whole", "chunked"])
+def test_a_micro_batch_without_predicted_tokens_adds_nothing(tmp_path, models, backends, loss):
+    first, second = make_batch(2, micro_batches=2).micro_batches
+    without = {**second, "labels": torch.full_like(second["labels"], NO_LOSS)}
+    batch, alone = Batch.of([first, without], tokens=1), Batch.of([first], tokens=1)
+    with open_run(tmp_path, models["llama"], batch, backends, model={"loss": loss}) as engine:
+        expected = engine.evaluate([alone])
+        assert engine.evaluate([batch]) == expected
+        for refused in (engine.evaluate, lambda batches: engine.step(batches[0], lr=0.0)):
+            with pytest.raises(ValueError, match="no token of the batch is predicted"):
+                refused([Batch.of([without, without], tokens=1)])
+        result = engine.step(batch, lr=0.0)
+        assert result.loss == pytest.approx(expected)
+        assert 0 < result.gradient_norm < math.inf
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

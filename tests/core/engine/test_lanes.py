@@ -252,6 +252,8 @@ def test_closing_ends_the_threads_and_may_be_done_twice():
     lanes.close()
     lanes.close()
     assert threading.active_count() == before
+    with pytest.raises(ValueError, match="the lanes are closed"):
+        lanes.execute(make_schedule((Lane.CPU, ())), all_ops(lambda _: None))
 
 
 class Event:

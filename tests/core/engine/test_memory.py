@@ -14,7 +14,8 @@ from tiny_runs import open_run
 
 from lohan_core.engine.buffers import Buffers, carve
 from lohan_core.engine.states import StateFormat
-from lohan_core.memory import allocate_host
+from lohan_core.errors import PlanError
+from lohan_core.memory import allocate_host, pinned_bytes
 from lohan_core.plan import Tier
 from lohan_core.reference.torch_adamw import AdamWConfig, TorchAdamW
 from lohan_core.schedule.task import Pool, Schedule
@@ -51,6 +52,55 @@ def test_pages_go_with_the_last_view():
 
 def test_nothing_is_mapped_for_nothing():
     assert allocate_host(0, pin=False).numel() == 0
+
+
+def is_mapped(address):
+    with Path("/proc/self/maps").open(encoding="ascii") as maps:
+        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
+    return any(start <= address < stop for start, stop in ranges)
+
+
+class Runtime:
+    """A CUDA runtime's stand-in, which tells whether what it lets go of is still mapped."""
+
+    def __init__(self, status=0):
+        self.status = status
+        self.let_go = []
+
+    def cudaHostRegister(self, address, size_bytes, flags):  # noqa: N802
+        del address, size_bytes, flags
+        return self.status
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        self.let_go.append((address, is_mapped(address)))
+
+
+def test_pinned_pages_are_let_go_of_before_they_are_unmapped(monkeypatch):
+    runtime = Runtime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    before = pinned_bytes()
+    buffer = allocate_host(5 * PAGE, pin=True)
+    address, view = buffer.data_ptr(), buffer[PAGE:]
+    del buffer
+    assert (pinned_bytes() - before, runtime.let_go) == (5 * PAGE, [])
+    del view
+    assert (pinned_bytes(), runtime.let_go) == (before, [(address, True)])
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_to_the_next_kernel(monkeypatch):
+    launched = []
+
+    def launch(*_, device):
+        launched.append(device)
+        raise RuntimeError("CUDA error: out of memory")
+
+    runtime = Runtime(status=2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch, "ones", launch)
+    before = pinned_bytes()
+    with pytest.raises(PlanError, match=r"memory.host: the driver cannot pin 4096 bytes \(2\)"):
+        allocate_host(4096, pin=True)
+    assert (launched, runtime.let_go, pinned_bytes()) == (["cuda"], [], before)
 
 
 @given(st.lists(st.integers(0, 50)))

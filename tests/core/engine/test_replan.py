@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_lms import make_batch
 from tiny_runs import different, open_run
 
-from lohan_core.errors import PlanError
+from lohan_core.errors import PlanError, StoreError
 from lohan_core.interfaces.planner import Planner
 from lohan_core.memory import allocate_host
 from lohan_core.plan import BlockPlan, Plan, Tier
@@ -164,3 +165,27 @@ def test_a_plan_whose_memory_is_not_to_be_had_closes_the_engine_and_loses_nothin
     monkeypatch.undo()
     with open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER, storage=drives) as again:
         assert again.finished_step == 1
+
+
+@pytest.mark.parametrize("by", ["close", "adopt"])
+def test_nothing_is_done_by_an_engine_that_is_closed(tmp_path, models, monkeypatch, by):
+    batch = make_batch(0)
+    engine = open_run(tmp_path, models["llama"], batch, optimizer=OPTIMIZER)
+    plan, profile, workload = engine.plan, engine.profile, engine.workload
+    if by == "close":
+        engine.close()
+    else:
+        monkeypatch.setattr(type(engine._parts.storage), "unregister", Mock(side_effect=PlanError("no memory")))
+        with pytest.raises(PlanError, match="no memory"):
+            engine.adopt(plan, profile, workload, {})
+    for call in (
+        lambda: engine.step(batch, lr=1e-3),
+        lambda: engine.evaluate([batch]),
+        engine.finish_updates,
+        lambda: engine.save({}),
+        lambda: engine.save_soon({}),
+        lambda: engine.export(tmp_path / "model", torch.float32),
+        lambda: engine.adopt(plan, profile, workload, {}),
+    ):
+        with pytest.raises(StoreError, match="the engine is closed; open the run again"):
+            call()

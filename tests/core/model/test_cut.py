@@ -272,6 +272,16 @@ def test_layers_that_are_no_chain_are_refused_in_one_line():
         cut_model(build_skeleton(config, torch.float32))
 
 
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [(CONFIGS["opt"](), "layerdrop"), (BartConfig(), "decoder_layerdrop")],
+)
+def test_layers_that_are_skipped_at_random_are_refused_by_the_config_s_key(config, key):
+    setattr(config, key, 0.1)
+    with pytest.raises(ModelError, match=rf"^model\.path: {key}: 0\.1 in its config\.json .*; set {key} to 0 there$"):
+        cut_model(build_skeleton(config, torch.float32))
+
+
 def test_the_list_with_the_most_parameters_is_the_decoder_s():
     config = LlamaConfig(**COMMON)
     model = build_skeleton(config, torch.float32)

@@ -175,6 +175,18 @@ def test_closed_means_closed(open_aio, random_pages):
             act()
 
 
+def test_a_forked_child_leaves_its_parent_s_storage_alone(open_aio, random_pages, monkeypatch):
+    storage = open_aio()
+    storage.allocate("extent", PAGE)
+    buffer = random_pages(1)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(ValueError, match=r"do not survive fork\(\): open it in the process that uses it"):
+            storage.write("extent", 0, buffer)
+        storage.close()  # would wait for threads that only the parent has
+    storage.write("extent", 0, buffer).wait()
+
+
 def test_closing_leaves_no_descriptor(open_aio, engine, drives, random_pages):
     before = len(list(Path("/proc/self/fd").iterdir()))
     storage = open_aio(directories=drives, engine=engine)
