@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 
 from attrs import frozen
@@ -15,9 +17,10 @@ from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
+from lohan_core.schedule.timeline import Timeline
 from lohan_core.units import format_bytes
 
-__all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible"]
+__all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible", "simulate_step"]
 
 _REMEDIES = {
     Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
@@ -146,8 +149,30 @@ def _predict(
         return seconds, paper_busy_seconds(plan, profile, workload, budget.host_bytes)
     if model is TimeModel.LANES:
         return step_lane_seconds(plan, profile, workload), lane_busy_seconds(plan, profile, workload)
-    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    timeline = simulate_step(plan, profile, workload)
     return timeline.seconds, timeline.busy_seconds()
+
+
+def simulate_step(plan: Plan, profile: Profile, workload: Workload) -> Timeline:
+    """Build a plan's schedule and carry it out on the profile's machine."""
+    with _collector_paused():
+        return simulate(build_schedule(plan, profile, workload), profile.machine)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Leave garbage to its reference counts for a while.
+
+    A large model's schedule is a hundred thousand tasks, each a few objects, and no cycles. The collector would look
+    through them again and again as they become more, which takes longer than making them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:

@@ -7,13 +7,11 @@ from enum import StrEnum
 
 from attrs import evolve, frozen
 
-from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.evaluate import TimeModel, evaluate, simulate_step
 from lohan_core.lane_model import step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.saving import saving_seconds, steps_between_saves
-from lohan_core.schedule.build import build_schedule
-from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import DRIVE_LANES, Lane
 
 __all__ = ["Forecast", "Part", "forecast_plan"]
@@ -108,7 +106,7 @@ def forecast_plan(
         save_every: steps between durable ones; None: as often as costs little.
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
-    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    timeline = simulate_step(plan, profile, workload)
     occupied = {part: timeline.occupied_seconds(lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
     work = timeline.work()
     batch_size = workload.micro_batches * profile.micro_batch_size
