@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 
-
 from attrs import define
 
 from lohan_core.profile import Machine

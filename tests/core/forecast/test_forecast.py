@@ -26,6 +26,7 @@ from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory
 from lohan_core.schedule.task import Lane
 from lohan_core.states import StateVector
+from lohan_core.units import format_bytes
 
 P = 10 * BLOCK_ALIGNMENT
 LAYERS = 6
@@ -92,6 +93,20 @@ def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None,
     )
 
 
+def advice_of(case, make, micro_batch_sizes):
+    """Recommend a batch for profiles that ``make`` makes of a micro-batch size."""
+
+    def forecast(batch_size, micro_batch_size):
+        profile = make(micro_batch_size)
+        try:
+            plan, workload = case.plan(profile, batch_size // micro_batch_size)
+        except PlanError:
+            return None
+        return forecast_plan(plan, profile, workload, case.budget(profile.machine), parameters=(LAYERS + 2) * P)
+
+    return recommend_batch(forecast, micro_batch_sizes)
+
+
 def test_a_step_that_the_gpu_bounds():
     forecast = forecast_of(profile_of(4, gpu_seconds=1.0), batch_size=8)
     assert (forecast.batch_size, forecast.micro_batch_size, forecast.sequence_length) == (8, 4, 100)
@@ -119,10 +134,26 @@ def test_a_step_that_the_drives_bound_and_their_life():
 
 
 def test_nothing_written_wears_nothing():
-    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15)
-    assert forecast.ssd_written_bytes == 0
+    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15, ssd_limit_bytes=0)
+    assert (forecast.ssd_written_bytes, forecast.saved_bytes) == (0, 0)
     assert forecast.drive_life_steps is None
     assert forecast_of(profile_of()).drive_life_steps is None, "endurance is not known"
+
+
+def test_saving_states_in_memory_wears_the_drives():
+    forecast = forecast_of(profile_of(gpu_seconds=1e-3), states=Tier.HOST, endurance_bytes=10**15)
+    assert forecast.ssd_written_bytes == 0
+    assert forecast.saved_bytes == pytest.approx(14 * (LAYERS + 2) * P, rel=0.1)
+    assert forecast.drive_life_steps == pytest.approx(10**15 * forecast.save_every / forecast.saved_bytes)
+    text = shown(PlanReport(forecast=forecast, refusal=None, advice=None, largest=None, searched_largest=False))
+    for words in (f"and {format_bytes(forecast.saved_bytes)} more with each save", "saves included"):
+        assert words in text
+
+
+def test_twice_the_gpu_comes_without_more_memory_bandwidth():
+    """Copies in both directions take three quarters of the memory's bandwidth, and updates wait for the rest."""
+    slow = profile_of(gpu_seconds=1e-6, cpu_parameters_per_second=1e6, memory_bytes_per_second=4e9)
+    assert forecast_of(slow, states=Tier.HOST).speedups[Part.GPU] == pytest.approx(1, rel=0.01)
 
 
 def test_limits_of_the_user_bound_the_budget():
@@ -151,14 +182,15 @@ def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
     def make(size):
         return profile_of(size, gpu_seconds=0.001, **drives)
 
-    advice = recommend_batch(case_with(), make, (1, 2, 4, 8))
+    advice = advice_of(case_with(), make, (1, 2, 4, 8))
     assert advice is not None
     rates = {}
     for batch_size in (1, 2, 4, 8, 16, 32):
         rates[batch_size] = forecast_of(make(1), batch_size=batch_size).tokens_per_second
+    assert advice.tokens_per_second == rates[advice.batch_size]
     assert rates[advice.batch_size] > 0.9 * max(rates.values())
     assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
-    assert recommend_batch(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
+    assert advice_of(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
 
 
 def test_the_advice_says_if_a_larger_batch_would_fit():
@@ -168,10 +200,10 @@ def test_the_advice_says_if_a_larger_batch_would_fit():
     def make(size):
         return profile_of(size, gpu_seconds=1e-6, **slow_drives)
 
-    tight = recommend_batch(case_with(host_limit_bytes=room), make, (1,))
+    tight = advice_of(case_with(host_limit_bytes=room), make, (1,))
     assert tight is not None
     assert (tight.batch_size, tight.larger_fits) == (4, False)
-    roomy = recommend_batch(case_with(), make, (1,))
+    roomy = advice_of(case_with(), make, (1,))
     assert roomy is not None
     assert (roomy.batch_size, roomy.larger_fits) == (LARGEST_BATCH, True)
 
@@ -188,7 +220,7 @@ def test_a_batch_that_only_fits_whole_is_found():
     case = case_with(gpu_limit_bytes=least_gpu_bytes(leanest.bytes_on(Tier.GPU)))
     with pytest.raises(PlanError, match="on gpu"):
         case.plan(make(1), 2)
-    advice = recommend_batch(case, make, (1, 2))
+    advice = advice_of(case, make, (1, 2))
     assert advice is not None
     assert (advice.batch_size, advice.micro_batch_size, advice.larger_fits) == (2, 2, False)
 
