@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import StrEnum
 
 from attrs import frozen
 
+from lohan_core.collector import collector_paused
 from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
 from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
@@ -153,26 +152,10 @@ def _predict(
     return timeline.seconds, timeline.busy_seconds()
 
 
+@collector_paused()
 def simulate_step(plan: Plan, profile: Profile, workload: Workload) -> Timeline:
     """Build a plan's schedule and carry it out on the profile's machine."""
-    with _collector_paused():
-        return simulate(build_schedule(plan, profile, workload), profile.machine)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Leave garbage to its reference counts for a while.
-
-    A large model's schedule is a hundred thousand tasks, each a few objects, and no cycles. The collector would look
-    through them again and again as they become more, which takes longer than making them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    return simulate(build_schedule(plan, profile, workload), profile.machine)
 
 
 def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from lohan_core.collector import collector_paused
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_updates
@@ -32,6 +33,7 @@ def saved_bytes(plan: Plan, profile: Profile, workload: Workload) -> int:
     )
 
 
+@collector_paused()
 def saving_seconds(plan: Plan, profile: Profile, workload: Workload) -> float:
     """Predict how much longer a step is that becomes durable; 0 where its states cannot be saved at all."""
     if not workload.host_extents:

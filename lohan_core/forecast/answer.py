@@ -18,7 +18,7 @@ from lohan_core.engine.subject import open_subject
 from lohan_core.errors import PlanError
 from lohan_core.forecast.advise import recommend_batch
 from lohan_core.forecast.case import Case
-from lohan_core.forecast.family import Shape, largest_that_fits, scaled_config
+from lohan_core.forecast.family import Shape, largest_that_fits, scaled_outline
 from lohan_core.forecast.forecast import Forecast, forecast_plan
 from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
 from lohan_core.hardware import Hardware
@@ -161,12 +161,16 @@ class _Asker:
         return derive
 
     def largest(self, case: Case, outline: Outline) -> LargestModel | None:
-        """Find the largest model of the outline's family that fits with a batch of one row."""
+        """Find the largest model of the outline's family that fits with a batch of one row.
+
+        Raises:
+            ModelError: the outline's config cannot be scaled.
+        """
         sizes: dict[Shape, int] = {}
 
         def fits(shape: Shape) -> bool:
             self._report(f"trying {shape.name}", 0, 1)
-            scaled = evolve(outline, model_config=scaled_config(outline.model_config, shape))
+            scaled = scaled_outline(outline, shape)
             sizes[shape] = scaled.parameters
             try:
                 case.plan(self.profiles(scaled)(1), 1)

@@ -4,18 +4,26 @@ import itertools
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 from by_tiers import least_gpu_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from transformers import GPT2Config, LlamaConfig
+from transformers import (
+    FalconConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    SmolLM3Config,
+)
 
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
 from lohan_core.forecast import Case, forecast_plan, largest_that_fits, recommend_batch
 from lohan_core.forecast.advise import LARGEST_BATCH
-from lohan_core.forecast.family import SHAPES, scaled_config
+from lohan_core.forecast.family import SHAPES, Shape, scaled_config, scaled_outline
 from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
 from lohan_core.forecast.report import LargestModel, PlanReport
@@ -151,8 +159,8 @@ def test_saving_states_in_memory_wears_the_drives():
 
 
 def test_twice_the_gpu_comes_without_more_memory_bandwidth():
-    """Copies in both directions take three quarters of the memory's bandwidth, and updates wait for the rest."""
-    slow = profile_of(gpu_seconds=1e-6, cpu_parameters_per_second=1e6, memory_bytes_per_second=4e9)
+    """Here copies and updates, which share it, take as long as the step."""
+    slow = profile_of(gpu_seconds=1e-9, memory_bytes_per_second=1e9)
     assert forecast_of(slow, states=Tier.HOST).speedups[Part.GPU] == pytest.approx(1, rel=0.01)
 
 
@@ -264,6 +272,32 @@ def test_a_llama_keeps_its_proportions():
     assert (scaled.num_attention_heads, scaled.num_key_value_heads, scaled.head_dim) == (64, 16, 128)
 
 
+WIDTHS = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96}
+
+
+@pytest.mark.parametrize(
+    ("config", "attributes", "expected"),
+    [
+        (FalconConfig(**WIDTHS, num_hidden_layers=2, num_kv_heads=2), ("head_dim", "num_kv_heads"), (16, 4)),
+        (SmolLM3Config(**WIDTHS, num_hidden_layers=4), ("no_rope_layers",), ([1, 1, 1, 0, 1, 1],)),
+        (
+            GPTNeoConfig(**WIDTHS, num_layers=2, attention_types=[[["global", "local"], 1]]),
+            ("attention_layers",),
+            (["global", "local"] * 3,),
+        ),
+        (
+            Llama4TextConfig(**WIDTHS, num_hidden_layers=4, interleave_moe_layer_step=2, moe_layers=[1, 3]),
+            ("no_rope_layers", "moe_layers"),
+            ([1, 1, 1, 0, 1, 1], [1, 3, 5]),
+        ),
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
+)
+def test_what_a_config_says_of_each_layer_is_repeated(config, attributes, expected):
+    text = scaled_config(config, Shape("", 6, 8, 128))
+    assert tuple(getattr(text, name) for name in attributes) == expected
+
+
 def test_a_report_says_what_matters():
     forecast = forecast_of(profile_of(gpu_seconds=1.0), endurance_bytes=10**12)
     largest = LargestModel(layers=2, heads=4, hidden=64, parameters=10**9)
@@ -301,13 +335,23 @@ def shown(report):
     return captured.get()
 
 
-def test_a_config_without_a_width_is_refused():
-    class Strange(GPT2Config):
-        def get_text_config(self, **_):
-            return object()
+class WithoutWidth(GPT2Config):
+    def get_text_config(self, **_):
+        return object()
 
-    with pytest.raises(ModelError, match="cannot be scaled"):
-        scaled_config(Strange(), SHAPES[0])
+
+@frozen
+class OutlineOfTwoLayers:
+    model_config: GPT2Config
+
+    def __attrs_post_init__(self):
+        [None, None][self.model_config.n_layer - 1]
+
+
+@pytest.mark.parametrize("config", [WithoutWidth(n_layer=2), GPT2Config(n_layer=2)])
+def test_a_config_that_cannot_be_scaled_is_refused(config):
+    with pytest.raises(ModelError, match=r"'gpt2' model cannot be scaled to 24 layers of 1024: .* leave --largest out"):
+        scaled_outline(OutlineOfTwoLayers(config), SHAPES[0])
 
 
 def test_what_saving_takes_and_how_often():
