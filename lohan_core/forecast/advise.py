@@ -34,10 +34,12 @@ ForecastOf: TypeAlias = Callable[[int, int], Forecast | None]
 
 
 def recommend_batch(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...]) -> BatchAdvice | None:
-    """Find the fastest micro-batch size, then double the batch until that is no longer worth it.
+    """Find the fastest micro-batch size of a large batch, then the smallest batch that is not worth doubling.
+
+    Doubling is taken to bring less and less: from the large batch on, batches are tried in one direction only.
 
     Args:
-        forecast_of: is asked for some steps twice.
+        forecast_of: forecasts each step; is asked for some of them twice.
         micro_batch_sizes: what may be chosen from, ascending powers of two times the first.
 
     Returns:
@@ -46,7 +48,8 @@ def recommend_batch(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...])
     for batch_size in reversed(micro_batch_sizes):
         best = _fastest(forecast_of, [size for size in micro_batch_sizes if size <= batch_size], batch_size)
         if best is not None:
-            return _grown(forecast_of, best)
+            smaller = _shrunk(forecast_of, best)
+            return smaller if smaller != best else _grown(forecast_of, best)
     return None
 
 
@@ -62,17 +65,31 @@ def _fastest(forecast_of: ForecastOf, micro_batch_sizes: list[int], batch_size: 
 
 
 def _grown(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:
-    """Double the batch from one micro-batch on, as long as that is worth it; ``best`` is known to fit."""
-    size = best.micro_batch_size
-    advice = _rated(forecast_of, size, size) or best
+    """Double the batch as long as that is worth it."""
+    advice = best
     while 2 * advice.batch_size <= LARGEST_BATCH:
-        larger = _rated(forecast_of, 2 * advice.batch_size, size)
+        larger = _rated(forecast_of, 2 * advice.batch_size, advice.micro_batch_size)
         if larger is None:
             return evolve(advice, larger_fits=False)
-        if larger.tokens_per_second < WORTH_DOUBLING * advice.tokens_per_second:
+        if not _worth(larger, advice):
             break
         advice = larger
     return advice
+
+
+def _shrunk(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:
+    """Halve the batch, down to one micro-batch, as long as doubling it again would not be worth it."""
+    advice = best
+    while advice.batch_size > advice.micro_batch_size:
+        smaller = _rated(forecast_of, advice.batch_size // 2, advice.micro_batch_size)
+        if smaller is None or _worth(advice, smaller):
+            break
+        advice = smaller
+    return advice
+
+
+def _worth(larger: BatchAdvice, smaller: BatchAdvice) -> bool:
+    return larger.tokens_per_second >= WORTH_DOUBLING * smaller.tokens_per_second
 
 
 def _rated(forecast_of: ForecastOf, batch_size: int, micro_batch_size: int) -> BatchAdvice | None:
