@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from attrs import frozen
 
+from lohan_core.collector import collector_paused
 from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
 from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
@@ -15,9 +16,10 @@ from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Lane
+from lohan_core.schedule.timeline import Timeline
 from lohan_core.units import format_bytes
 
-__all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible"]
+__all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible", "simulate_step"]
 
 _REMEDIES = {
     Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
@@ -146,8 +148,14 @@ def _predict(
         return seconds, paper_busy_seconds(plan, profile, workload, budget.host_bytes)
     if model is TimeModel.LANES:
         return step_lane_seconds(plan, profile, workload), lane_busy_seconds(plan, profile, workload)
-    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    timeline = simulate_step(plan, profile, workload)
     return timeline.seconds, timeline.busy_seconds()
+
+
+@collector_paused()
+def simulate_step(plan: Plan, profile: Profile, workload: Workload) -> Timeline:
+    """Build a plan's schedule and carry it out on the profile's machine."""
+    return simulate(build_schedule(plan, profile, workload), profile.machine)
 
 
 def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
+from lohan_core.collector import collector_paused
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import require_feasible
 from lohan_core.interfaces.planner import Planner
@@ -18,6 +19,7 @@ LEANER_SLOTS = ((2, 1), (1, 1))
 """Layer and gradient slots to fall back to: weights still come ahead of need; then not even that."""
 
 
+@collector_paused()
 def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> tuple[Plan, Workload]:
     """Let the planner decide, and check that its plan fits.
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import cattrs
+import cattrs.v
 from attrs import Factory, asdict, field, frozen
 from attrs.validators import deep_iterable, ge, gt, instance_of, optional
 
@@ -141,15 +142,28 @@ class Profile:
         """Read what :meth:`to_json` wrote; ``source`` names the file in errors.
 
         Raises:
-            ConfigError: not JSON, or not a profile; names what is wrong.
+            ConfigError: not JSON, or not a profile; names the first thing that is wrong.
         """
         converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
         try:
-            return converter.structure(json.loads(text), cls)
+            values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source}: not a profile, which is one JSON object; write one with lohan profile -o")
+        try:
+            return converter.structure(values, cls)
         except cattrs.ClassValidationError as error:
-            raise ConfigError(f"{source}: {'; '.join(cattrs.transform_error(error))}") from error
+            first, *others = cattrs.transform_error(error, format_exception=_reason)
+            more = f" (and {len(others)} more)" if others else ""
+            raise ConfigError(f"{source}: {first}{more}") from error
+
+
+def _reason(error: BaseException, wanted: type | None) -> str:
+    """Say what is wrong with a value; of what a class's own validators refuse, in their words."""
+    if wanted is None and isinstance(error, ValueError):
+        return str(error.args[0])
+    return cattrs.v.format_exception(error, wanted)
 
 
 @frozen(kw_only=True)

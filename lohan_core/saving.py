@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import math
 
+from lohan_core.collector import collector_paused
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_updates
 from lohan_core.schedule.simulate import simulate
 from lohan_core.states import chunk_record_bytes
 
-__all__ = ["SAVING_SHARE", "saving_seconds", "steps_between_saves"]
+__all__ = ["SAVING_SHARE", "saved_bytes", "saving_seconds", "steps_between_saves"]
 
 SAVING_SHARE = 0.05
 """The part of a run's time that saving may take where the user has set no interval."""
 
 
+def saved_bytes(plan: Plan, profile: Profile, workload: Workload) -> int:
+    """Return what is written more for a step to become durable: states in memory; 0 where they cannot be saved."""
+    if not workload.host_extents:
+        return 0
+    return sum(
+        chunk_record_bytes(profile.states, block.elements) + block.elements * profile.weight_bytes
+        for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
+        if decisions.states is not Tier.SSD
+    )
+
+
+@collector_paused()
 def saving_seconds(plan: Plan, profile: Profile, workload: Workload) -> float:
     """Predict how much longer a step is that becomes durable; 0 where its states cannot be saved at all."""
     if not workload.host_extents:
         return 0.0
-    blocks = list(zip(profile.blocks, plan.blocks, strict=True))
-    in_memory = sum(
-        chunk_record_bytes(profile.states, block.elements) + block.elements * profile.weight_bytes
-        for block, decisions in blocks
-        if decisions.states is not Tier.SSD
-    )
-    seconds = in_memory / profile.machine.ssd_write_bytes_per_second
+    seconds = saved_bytes(plan, profile, workload) / profile.machine.ssd_write_bytes_per_second
+    blocks = zip(profile.blocks, plan.blocks, strict=True)
     deferred = {decisions.deferred for block, decisions in blocks if block.elements}
     if deferred == {False, True}:
         seconds += simulate(build_updates(plan, profile, workload), profile.machine).seconds

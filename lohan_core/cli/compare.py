@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,11 +41,11 @@ def compare(
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
+    from lohan_core.cli.output import require_writable
     from lohan_core.compare.here import compare_here
     from lohan_core.compare.summary import render, summarize
     from lohan_core.compare.there import compare_on
     from lohan_core.config import load_config
-    from lohan_core.errors import ConfigError
     from lohan_core.hardware import find_hardware
     from lohan_core.registry import load_registry
     from lohan_core.report import comparison_page, write_page
@@ -54,8 +53,8 @@ def compare(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if page is not None and not os.access(page.absolute().parent, os.W_OK):
-        raise ConfigError(f"--report: {page} cannot be written; give a file in a directory that exists")
+    if page is not None:
+        require_writable("--report", page)
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     names = [name.strip() for name in planners.split(",") if name.strip()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +42,7 @@ def plan(
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
+    from lohan_core.cli.output import require_writable
     from lohan_core.config import load_config
     from lohan_core.engine.assemble import resolve_device
     from lohan_core.errors import ConfigError
@@ -57,8 +57,8 @@ def plan(
     transformers_logging.set_verbosity_error()
     if hardware is None and (drives is not None or host is not None or largest):
         raise ConfigError("--drives, --host and --largest are about the machine of --hardware: give that too")
-    if page is not None and not os.access(page.absolute().parent, os.W_OK):
-        raise ConfigError(f"--report: {page} cannot be written; give a file in a directory that exists")
+    if page is not None:
+        require_writable("--report", page)
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     with RunProgress(Console(file=sys.stderr)) as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +27,7 @@ def profile(
     from transformers.utils import logging as transformers_logging
 
     from lohan_core.backend import Kind
+    from lohan_core.cli.output import require_writable
     from lohan_core.config import load_config
     from lohan_core.engine.assemble import resolve_device
     from lohan_core.engine.subject import open_subject
@@ -37,8 +37,9 @@ def profile(
     from lohan_core.train.progress import RunProgress
 
     transformers_logging.set_verbosity_error()
-    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        raise ConfigError(f"--out: {out} cannot be written; give a file in a directory that exists")
+    require_writable("--out", out)
+    if out.suffix != ".json":
+        raise ConfigError(f"--out: {out} could not be read back as a profile; give a file that ends in .json")
     registry = load_registry()
     settings = load_config(config, overrides or [], registry)
     profiler = registry.open_backend(Kind.PROFILER, settings.profiler.name, settings.profiler.settings)

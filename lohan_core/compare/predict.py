@@ -11,15 +11,13 @@ from lohan_core.compare.records import Comparison, Contender, Prediction
 from lohan_core.config.sections import Config
 from lohan_core.config.structure import structure_values
 from lohan_core.errors import ConfigError, PlanError
-from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.evaluate import TimeModel, evaluate, simulate_step
 from lohan_core.forecast import Case
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile
 from lohan_core.registry import Registry
-from lohan_core.schedule.build import build_schedule
-from lohan_core.schedule.simulate import simulate
 
 __all__ = ["NamedPlanner", "open_planners", "predict", "predict_all"]
 
@@ -79,5 +77,5 @@ def predict_all(
 def predict(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Prediction:
     """Simulate a plan's step, and add up the memory that it takes."""
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)  # memory is the same in all models
-    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    timeline = simulate_step(plan, profile, workload)
     return Prediction(plan=plan, workload=workload, timeline=timeline, peak_bytes=memory.peak_bytes)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from attrs import evolve, frozen
 
-from lohan_core.errors import PlanError
-from lohan_core.forecast.case import Case
-from lohan_core.lane_model import step_lane_seconds
-from lohan_core.profile import Profile
+from lohan_core.forecast.forecast import Forecast
 
 __all__ = ["BatchAdvice", "recommend_batch"]
 
 LARGEST_BATCH = 1024
 WORTH_DOUBLING = 1.05
 """A larger batch is advised as long as doubling it makes tokens come so many times faster."""
+
+FASTER = 1 + 1e-9
+"""A micro-batch is faster if it is by more than what rounding makes of equal steps."""
 
 
 @frozen(kw_only=True)
@@ -28,63 +29,74 @@ class BatchAdvice:
     larger_fits: bool = True
 
 
-def recommend_batch(
-    case: Case, profile_of: Callable[[int], Profile], micro_batch_sizes: tuple[int, ...]
-) -> BatchAdvice | None:
-    """Find the fastest micro-batch size, then double the batch until that is no longer worth it.
+ForecastOf: TypeAlias = Callable[[int, int], Forecast | None]
+"""Forecasts a step by its batch size and its micro-batch size; None if it does not fit."""
 
-    Steps are compared by their lanes, without simulating each.
+
+def recommend_batch(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...]) -> BatchAdvice | None:
+    """Find the fastest micro-batch size of a large batch, then the smallest batch that is not worth doubling.
+
+    Doubling is taken to bring less and less: from the large batch on, batches are tried in one direction only.
 
     Args:
-        case: planner, settings and limits.
-        profile_of: gives the profile for a micro-batch size.
+        forecast_of: forecasts each step; is asked for some of them twice.
         micro_batch_sizes: what may be chosen from, ascending powers of two times the first.
 
     Returns:
         The advice; None if not even the smallest batch fits.
     """
     for batch_size in reversed(micro_batch_sizes):
-        best = _fastest(case, profile_of, [size for size in micro_batch_sizes if size <= batch_size], batch_size)
+        best = _fastest(forecast_of, [size for size in micro_batch_sizes if size <= batch_size], batch_size)
         if best is not None:
-            return _grown(case, profile_of(best.micro_batch_size), best)
+            smaller = _shrunk(forecast_of, best)
+            return smaller if smaller != best else _grown(forecast_of, best)
     return None
 
 
-def _fastest(
-    case: Case, profile_of: Callable[[int], Profile], micro_batch_sizes: list[int], batch_size: int
-) -> BatchAdvice | None:
+def _fastest(forecast_of: ForecastOf, micro_batch_sizes: list[int], batch_size: int) -> BatchAdvice | None:
     """Find the micro-batch size with which a batch is fastest; the smaller one among equals."""
     found: BatchAdvice | None = None
     for size in micro_batch_sizes:
-        advice = _rated(case, profile_of(size), batch_size)
+        advice = _rated(forecast_of, batch_size, size)
         # A smaller micro-batch is not always the one that fits: only several of them need room for gradients' sums.
-        if advice is not None and (found is None or advice.tokens_per_second > found.tokens_per_second):
+        if advice is not None and (found is None or advice.tokens_per_second > FASTER * found.tokens_per_second):
             found = advice
     return found
 
 
-def _grown(case: Case, profile: Profile, best: BatchAdvice) -> BatchAdvice:
-    """Double the batch from one micro-batch on, as long as that is worth it; ``best`` is known to fit."""
-    advice = _rated(case, profile, profile.micro_batch_size) or best
+def _grown(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:
+    """Double the batch as long as that is worth it."""
+    advice = best
     while 2 * advice.batch_size <= LARGEST_BATCH:
-        larger = _rated(case, profile, 2 * advice.batch_size)
+        larger = _rated(forecast_of, 2 * advice.batch_size, advice.micro_batch_size)
         if larger is None:
             return evolve(advice, larger_fits=False)
-        if larger.tokens_per_second < WORTH_DOUBLING * advice.tokens_per_second:
+        if not _worth(larger, advice):
             break
         advice = larger
     return advice
 
 
-def _rated(case: Case, profile: Profile, batch_size: int) -> BatchAdvice | None:
+def _shrunk(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:
+    """Halve the batch, down to one micro-batch, as long as doubling it again would not be worth it."""
+    advice = best
+    while advice.batch_size > advice.micro_batch_size:
+        smaller = _rated(forecast_of, advice.batch_size // 2, advice.micro_batch_size)
+        if smaller is None or _worth(advice, smaller):
+            break
+        advice = smaller
+    return advice
+
+
+def _worth(larger: BatchAdvice, smaller: BatchAdvice) -> bool:
+    return larger.tokens_per_second >= WORTH_DOUBLING * smaller.tokens_per_second
+
+
+def _rated(forecast_of: ForecastOf, batch_size: int, micro_batch_size: int) -> BatchAdvice | None:
     """Tell how fast a batch is; None if it does not fit."""
-    try:
-        plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
-    except PlanError:
+    forecast = forecast_of(batch_size, micro_batch_size)
+    if forecast is None:
         return None
-    seconds = step_lane_seconds(plan, profile, workload)
     return BatchAdvice(
-        batch_size=batch_size,
-        micro_batch_size=profile.micro_batch_size,
-        tokens_per_second=batch_size * profile.sequence_length / seconds,
+        batch_size=batch_size, micro_batch_size=micro_batch_size, tokens_per_second=forecast.tokens_per_second
     )

@@ -10,7 +10,7 @@ import torch
 from attrs import evolve
 
 from lohan_core.backend import Kind
-from lohan_core.config.sections import Config
+from lohan_core.config.sections import Config, RunConfig
 from lohan_core.engine.derive import Outline
 from lohan_core.engine.parts import Report
 from lohan_core.engine.states import StateFormat
@@ -18,7 +18,7 @@ from lohan_core.engine.subject import open_subject
 from lohan_core.errors import PlanError
 from lohan_core.forecast.advise import recommend_batch
 from lohan_core.forecast.case import Case
-from lohan_core.forecast.family import Shape, largest_that_fits, scaled_config
+from lohan_core.forecast.family import Shape, largest_that_fits, scaled_outline
 from lohan_core.forecast.forecast import Forecast, forecast_plan
 from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
 from lohan_core.hardware import Hardware
@@ -48,15 +48,16 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     )
     outline = Outline.of(config)
     profile_of = asker.profiles(outline)
-    planned, refusal = _try(case, profile_of(config.run.micro_batch_size), config)
-    return PlanReport(
-        forecast=_forecast(planned, outline.parameters, config.run.checkpoint_every, _endurance(hardware)),
-        planned=planned,
-        refusal=refusal,
-        advice=recommend_batch(case, profile_of, MICRO_BATCH_SIZES),
-        largest=asker.largest(case, outline) if largest else None,
-        searched_largest=largest,
+    drives = hardware.drives
+    found = _answer(
+        case,
+        profile_of,
+        MICRO_BATCH_SIZES,
+        config.run,
+        parameters=outline.parameters,
+        endurance_bytes=drives.count * drives.endurance if drives.endurance else None,
     )
+    return evolve(found, largest=asker.largest(case, outline), searched_largest=True) if largest else found
 
 
 def plan_here(config: Config, registry: Registry, device: torch.device, *, report: Report) -> PlanReport:
@@ -70,16 +71,7 @@ def plan_here(config: Config, registry: Registry, device: torch.device, *, repor
         profile = profiler.profile(subject)
         parameters = sum(block.parameters for block in subject.model.blocks)
         case = _case(config, registry, profile.states, subject.model.dtype)
-    planned, refusal = _try(case, profile, config)
-    size = profile.micro_batch_size
-    return PlanReport(
-        forecast=_forecast(planned, parameters, config.run.checkpoint_every),
-        planned=planned,
-        refusal=refusal,
-        advice=recommend_batch(case, lambda _: profile, (size,)),
-        largest=None,
-        searched_largest=False,
-    )
+    return _answer(case, lambda _: profile, (profile.micro_batch_size,), config.run, parameters=parameters)
 
 
 def _case(config: Config, registry: Registry, states: tuple[StateVector, ...], dtype: torch.dtype) -> Case:
@@ -87,34 +79,50 @@ def _case(config: Config, registry: Registry, states: tuple[StateVector, ...], d
     return Case.of(config, planner, states, dtype.itemsize)
 
 
-def _try(case: Case, profile: Profile, config: Config) -> tuple[PlannedStep | None, str | None]:
-    """Let the planner decide; return what it decided, or why nothing fits."""
-    try:
-        plan, workload = case.plan(profile, config.run.batch_size // profile.micro_batch_size)
-    except PlanError as error:
-        return None, str(error)
-    return PlannedStep(plan=plan, profile=profile, workload=workload, budget=case.budget(profile.machine)), None
+def _answer(
+    case: Case,
+    profile_of: Callable[[int], Profile],
+    micro_batch_sizes: tuple[int, ...],
+    run: RunConfig,
+    *,
+    parameters: int,
+    endurance_bytes: int | None = None,
+) -> PlanReport:
+    """Forecast the run's own step, and recommend a batch; no step is planned or simulated twice."""
 
+    @cache
+    def planned(batch_size: int, micro_batch_size: int) -> PlannedStep | PlanError:
+        profile = profile_of(micro_batch_size)
+        try:
+            plan, workload = case.plan(profile, batch_size // micro_batch_size)
+        except PlanError as error:
+            return error
+        return PlannedStep(plan=plan, profile=profile, workload=workload, budget=case.budget(profile.machine))
 
-def _forecast(
-    planned: PlannedStep | None, parameters: int, save_every: int | None, endurance_bytes: int | None = None
-) -> Forecast | None:
-    if planned is None:
-        return None
-    return forecast_plan(
-        planned.plan,
-        planned.profile,
-        planned.workload,
-        planned.budget,
-        parameters=parameters,
-        endurance_bytes=endurance_bytes,
-        save_every=save_every,
+    @cache
+    def forecast(batch_size: int, micro_batch_size: int) -> Forecast | None:
+        step = planned(batch_size, micro_batch_size)
+        if isinstance(step, PlanError):
+            return None
+        return forecast_plan(
+            step.plan,
+            step.profile,
+            step.workload,
+            step.budget,
+            parameters=parameters,
+            endurance_bytes=endurance_bytes,
+            save_every=run.checkpoint_every,
+        )
+
+    own = planned(run.batch_size, run.micro_batch_size)
+    return PlanReport(
+        forecast=forecast(run.batch_size, run.micro_batch_size),
+        planned=None if isinstance(own, PlanError) else own,
+        refusal=str(own) if isinstance(own, PlanError) else None,
+        advice=recommend_batch(forecast, micro_batch_sizes),
+        largest=None,
+        searched_largest=False,
     )
-
-
-def _endurance(hardware: Hardware) -> int | None:
-    drives = hardware.drives
-    return drives.count * drives.endurance if drives.endurance else None
 
 
 class _Asker:
@@ -153,12 +161,16 @@ class _Asker:
         return derive
 
     def largest(self, case: Case, outline: Outline) -> LargestModel | None:
-        """Find the largest model of the outline's family that fits with a batch of one row."""
+        """Find the largest model of the outline's family that fits with a batch of one row.
+
+        Raises:
+            ModelError: the outline's config cannot be scaled.
+        """
         sizes: dict[Shape, int] = {}
 
         def fits(shape: Shape) -> bool:
             self._report(f"trying {shape.name}", 0, 1)
-            scaled = evolve(outline, model_config=scaled_config(outline.model_config, shape))
+            scaled = scaled_outline(outline, shape)
             sizes[shape] = scaled.parameters
             try:
                 case.plan(self.profiles(scaled)(1), 1)

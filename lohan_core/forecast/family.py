@@ -6,14 +6,16 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lohan_core.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["SHAPES", "Shape", "largest_that_fits", "scaled_config"]
+    from lohan_core.engine.derive import Outline
+
+__all__ = ["SHAPES", "Shape", "largest_that_fits", "scaled_config", "scaled_outline"]
 
 
 @frozen
@@ -49,36 +51,58 @@ _FEED_FORWARD_WIDTHS = (
     "ffn_dim",
     "n_inner",
 )
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+_LAYER_NUMBERS = ("moe_layers", "mlp_only_layers")
+"""Lists of the layers that are of some kind. Other lists that are as long as the model say of each layer what it is."""
 
 
 def scaled_config(config: PreTrainedConfig, shape: Shape) -> PreTrainedConfig:
     """Return a config of the same architecture with another depth and width.
 
-    The ratios of the feed-forward width to the hidden width, and of key-value heads to heads, stay.
+    The ratios of the feed-forward width to the hidden width, and of key-value heads to heads, stay. What is said layer
+    by layer is repeated.
 
     Raises:
-        ModelError: the architecture's config names no depth or width.
+        AttributeError: the architecture's config names no depth or width.
     """
     scaled = copy.deepcopy(config)
     text = scaled.get_text_config(decoder=True)
-    try:
-        hidden, heads = text.hidden_size, text.num_attention_heads
-        text.num_hidden_layers, text.hidden_size, text.num_attention_heads = shape.layers, shape.hidden, shape.heads
-    except AttributeError as error:
-        raise ModelError(f"a {config.model_type!r} model cannot be scaled: {error}") from error
-    if getattr(text, "layer_types", None) and not isinstance(getattr(type(text), "layer_types", None), property):
-        text.layer_types = [text.layer_types[i % len(text.layer_types)] for i in range(shape.layers)]
+    layers, hidden, heads = text.num_hidden_layers, text.hidden_size, text.num_attention_heads
+    text.num_hidden_layers, text.hidden_size, text.num_attention_heads = shape.layers, shape.hidden, shape.heads
+    for name, values in list(vars(text).items()):
+        if not isinstance(values, list | tuple):
+            continue
+        if name in _LAYER_NUMBERS:
+            setattr(text, name, [number for number in range(shape.layers) if number % layers in values])
+        elif len(values) == layers:
+            setattr(text, name, [values[number % layers] for number in range(shape.layers)])
     for name in _FEED_FORWARD_WIDTHS:
         if getattr(text, name, None):
             setattr(text, name, round(getattr(text, name) * shape.hidden / hidden))
-    if getattr(text, "num_key_value_heads", None):
-        groups = max(1, heads // text.num_key_value_heads)
-        text.num_key_value_heads = max(
-            d for d in range(1, shape.heads + 1) if shape.heads % d == 0 and d * groups <= shape.heads
-        )
-    if getattr(text, "head_dim", None):
+    for name in _KEY_VALUE_HEADS:
+        if getattr(text, name, None):
+            groups = max(1, heads // getattr(text, name))
+            divisors = (d for d in range(1, shape.heads + 1) if shape.heads % d == 0 and d * groups <= shape.heads)
+            setattr(text, name, max(divisors))
+    if getattr(text, "head_dim", None) and not isinstance(getattr(type(text), "head_dim", None), property):
         text.head_dim = shape.hidden // shape.heads
     return scaled
+
+
+def scaled_outline(outline: Outline, shape: Shape) -> Outline:
+    """Outline a model of the same architecture with another depth and width.
+
+    Raises:
+        ModelError: its config cannot be scaled so.
+    """
+    config = outline.model_config
+    try:
+        return evolve(outline, model_config=scaled_config(config, shape))
+    except Exception as error:  # an architecture may want of its config what is not known here
+        raise ModelError(
+            f"--largest: a {config.model_type!r} model cannot be scaled to {shape.layers} layers of {shape.hidden}: "
+            f"{error}; leave --largest out, and plan with a config.json of that size instead"
+        ) from error
 
 
 def largest_that_fits(fits: Callable[[Shape], bool], shapes: Sequence[Shape] = SHAPES) -> Shape | None:

@@ -7,13 +7,11 @@ from enum import StrEnum
 
 from attrs import evolve, frozen
 
-from lohan_core.evaluate import TimeModel, evaluate
+from lohan_core.evaluate import TimeModel, evaluate, simulate_step
 from lohan_core.lane_model import step_lane_seconds
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
-from lohan_core.saving import saving_seconds, steps_between_saves
-from lohan_core.schedule.build import build_schedule
-from lohan_core.schedule.simulate import simulate
+from lohan_core.saving import saved_bytes, saving_seconds, steps_between_saves
 from lohan_core.schedule.task import DRIVE_LANES, Lane
 
 __all__ = ["Forecast", "Part", "forecast_plan"]
@@ -47,10 +45,10 @@ class Forecast:
     works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most, and
     ``speedups`` how many times faster the step would be with twice of each part, by the lanes alone.
     ``saved`` is whether all states have space on the drives, so that the run can be stopped and resumed;
-    ``saving_seconds`` what a step that becomes durable takes longer and ``save_every`` how many steps such lie apart:
-    neither is part of ``seconds``.
-    ``drive_life_steps`` is how many such steps wear the drives out (None: their endurance is not known, or nothing is
-    written).
+    ``saving_seconds`` what a step that becomes durable takes longer, ``saved_bytes`` what it writes more, and
+    ``save_every`` how many steps such lie apart: neither is part of ``seconds`` and ``ssd_written_bytes``.
+    ``drive_life_steps`` is how many such steps wear the drives out, saves included (None: their endurance is not known,
+    or nothing is written).
     """
 
     machine: str
@@ -62,6 +60,7 @@ class Forecast:
     shortfalls: tuple[str, ...]
     saved: bool
     saving_seconds: float
+    saved_bytes: int
     save_every: int
     seconds: float
     tokens_per_second: float
@@ -84,6 +83,11 @@ class Forecast:
     def clearly_bound(self) -> bool:
         """Whether one part alone determines the step's length; else parts wait for each other."""
         return self.occupied[self.bounds] >= CLEAR_BOUND
+
+    @property
+    def seconds_with_saves(self) -> float:
+        """The step's length with its share of what saving takes."""
+        return self.seconds + self.saving_seconds / self.save_every
 
 
 def forecast_plan(
@@ -108,12 +112,14 @@ def forecast_plan(
         save_every: steps between durable ones; None: as often as costs little.
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
-    timeline = simulate(build_schedule(plan, profile, workload), profile.machine)
+    timeline = simulate_step(plan, profile, workload)
     occupied = {part: timeline.occupied_seconds(lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
     work = timeline.work()
     batch_size = workload.micro_batches * profile.micro_batch_size
     written = work[Lane.SSD_WRITE]
-    saving = saving_seconds(plan, profile, workload)
+    saving, saved = saving_seconds(plan, profile, workload), saved_bytes(plan, profile, workload)
+    save_every = save_every or steps_between_saves(saving, timeline.seconds)
+    worn = written + saved / save_every
     return Forecast(
         machine=profile.machine.name,
         planner=plan.planner,
@@ -124,7 +130,8 @@ def forecast_plan(
         shortfalls=tuple(str(shortfall) for shortfall in memory.shortfalls),
         saved=workload.host_extents,
         saving_seconds=saving,
-        save_every=save_every or steps_between_saves(saving, timeline.seconds),
+        saved_bytes=saved,
+        save_every=save_every,
         seconds=timeline.seconds,
         tokens_per_second=batch_size * profile.sequence_length / timeline.seconds,
         busy={lane: busy / timeline.seconds for lane, busy in timeline.busy_seconds().items()},
@@ -135,7 +142,7 @@ def forecast_plan(
         budget_bytes={Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes},
         ssd_read_bytes=work[Lane.SSD_READ],
         ssd_written_bytes=written,
-        drive_life_steps=endurance_bytes / written if endurance_bytes and written else None,
+        drive_life_steps=endurance_bytes / worn if endurance_bytes and worn else None,
     )
 
 
@@ -143,13 +150,15 @@ def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, fl
     """Predict the same plan with twice of each part of the machine."""
 
     def seconds(**factors: float) -> float:
-        machine = evolve(profile.machine, **{name: getattr(profile.machine, name) * f for name, f in factors.items()})
+        rates = {name: getattr(profile.machine, name) for name in factors}
+        changed = {name: rate * factors[name] for name, rate in rates.items() if rate is not None}
+        machine = evolve(profile.machine, **changed)
         return step_lane_seconds(plan, evolve(profile, machine=machine), workload)
 
     now = seconds()
     faster = {part: now / seconds(**dict.fromkeys(rates, 2.0)) for part, rates in _RATES.items()}
     # A block's time is not a rate of the machine: twice the GPU is all else at half the rate, in half the time.
-    everything_else = dict.fromkeys((rate for rates in _RATES.values() for rate in rates), 0.5)
+    everything_else = dict.fromkeys((_MEMORY_RATE, *(rate for rates in _RATES.values() for rate in rates)), 0.5)
     return {Part.GPU: 2 * now / seconds(**everything_else), **faster}
 
 
@@ -159,3 +168,6 @@ _RATES: Mapping[Part, tuple[str, ...]] = {
     Part.CPU: ("cpu_parameters_per_second",),
 }
 """The machine's rates of each part."""
+
+_MEMORY_RATE = "memory_bytes_per_second"
+"""Of the host's memory, which is none of the parts; None where copies do not slow updates down."""

@@ -78,10 +78,13 @@ def _memory(forecast: Forecast) -> Table:
 def _wear(forecast: Forecast) -> str:
     written = format_bytes(round(forecast.ssd_written_bytes))
     text = f"The drives read {format_bytes(round(forecast.ssd_read_bytes))} and take {written} a step"
+    if forecast.saved_bytes:
+        text += f", and {format_bytes(forecast.saved_bytes)} more with each save"
     if forecast.drive_life_steps is None:
         return f"{text}."
-    days = forecast.drive_life_steps * forecast.seconds / 86400
-    return f"{text}: {forecast.drive_life_steps:,.0f} steps, {days:,.0f} days without a pause, are their rated life."
+    days = forecast.drive_life_steps * forecast.seconds_with_saves / 86400
+    life = f"{forecast.drive_life_steps:,.0f} steps, {days:,.0f} days without a pause"
+    return f"{text}: {life}{', saves included' if forecast.saved_bytes else ''}, are their rated life."
 
 
 def _advice(report: PlanReport) -> Iterator[str]:

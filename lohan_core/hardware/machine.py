@@ -63,8 +63,7 @@ def make_machine(
 def _drive_rates(drives: DriveSection) -> tuple[float, float, float]:
     """Rates of the array: reading, writing, and both at once."""
     limit = float("inf") if drives.array_limit is None else float(drives.array_limit)
-    read = min(float(drives.count * drives.read), limit)
-    write = min(float(drives.count * drives.write), limit)
-    # By turns, each gets half of the time.
-    mixed = (read + write) / 2 if drives.simplex else min(read + write, limit)
-    return read, write, mixed
+    read, write = float(drives.count * drives.read), float(drives.count * drives.write)
+    # Drives that take turns read and write for half of the time each. They do so one by one: others fill the limit.
+    mixed = (read + write) / 2 if drives.simplex else read + write
+    return min(read, limit), min(write, limit), min(mixed, limit)

@@ -102,6 +102,8 @@ def _read_profile(path: Path, subject: Subject) -> Profile:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"profiler.path: {path}: {error.strerror}; write one with lohan profile -o") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"profiler.path: {path}: it is not UTF-8 text; write one with lohan profile -o") from error
     profile = Profile.from_json(text, source=str(path))
     measured = [(block.name, block.elements) for block in profile.blocks]
     present = [(block.name, block.elements) for block in subject.model.blocks]

@@ -48,6 +48,7 @@ def simulate(schedule: Schedule, machine: Machine) -> Timeline:
     finished = [False] * len(schedule.tasks)
     spans = [Span(0.0, 0.0)] * len(schedule.tasks)
     active: dict[Lane, _Active] = {}
+    rates_of: dict[frozenset[Lane], dict[Lane, float]] = {}
     now = 0.0
     while True:
         for lane, queue in waiting.items():
@@ -57,7 +58,10 @@ def simulate(schedule: Schedule, machine: Machine) -> Timeline:
                 active[lane] = _Active(task, task.work, now)
         if not active:
             break
-        rates = _rates(active, machine)
+        lanes = frozenset(active)
+        if lanes not in rates_of:
+            rates_of[lanes] = _rates(lanes, machine)
+        rates = rates_of[lanes]
         elapsed = min(entry.left / rates[lane] for lane, entry in active.items())
         now += elapsed
         for lane, entry in list(active.items()):
@@ -71,7 +75,7 @@ def simulate(schedule: Schedule, machine: Machine) -> Timeline:
     return Timeline(schedule=schedule, spans=tuple(spans))
 
 
-def _rates(active: dict[Lane, _Active], machine: Machine) -> dict[Lane, float]:
+def _rates(active: frozenset[Lane], machine: Machine) -> dict[Lane, float]:
     """Rates of the active lanes, in their units a second."""
     read, write = machine.ssd_read_bytes_per_second, machine.ssd_write_bytes_per_second
     if Lane.SSD_READ in active and Lane.SSD_WRITE in active:

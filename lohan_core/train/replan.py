@@ -8,10 +8,9 @@ from typing import Any
 from lohan_core.calibrate import calibrate, departure
 from lohan_core.engine import Engine
 from lohan_core.errors import PlanError
+from lohan_core.evaluate import simulate_step
 from lohan_core.interfaces.planner import Planner
 from lohan_core.planning import plan_step
-from lohan_core.schedule.build import build_schedule
-from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.timeline import Timeline
 
 __all__ = ["LEAST_GAIN", "STEADY", "WORTH_SAYING", "replan", "unlike_prediction"]
@@ -59,7 +58,7 @@ def replan(engine: Engine, planner: Planner, measured: Timeline, progress: Mappi
     except PlanError as refusal:
         return f"{off}; the plan stays: {refusal}"
     before, after = (
-        simulate(build_schedule(a_plan, profile, a_workload), profile.machine).seconds
+        simulate_step(a_plan, profile, a_workload).seconds
         for a_plan, a_workload in ((engine.plan, engine.workload), (plan, workload))
     )
     if after >= before * (1 - LEAST_GAIN):

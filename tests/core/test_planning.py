@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from attrs import evolve, field, frozen
 
@@ -24,9 +26,11 @@ class OnePlan(Planner):
     """Always makes the same plan, and remembers for which workloads."""
 
     asked: list = field(factory=list)
+    collecting: list = field(factory=list)
 
     def plan(self, profile, budget, workload):
         del profile, budget
+        self.collecting.append(gc.isenabled())
         self.asked.append((workload.layer_slots, workload.gradient_slots, workload.host_extents))
         return IN_HOST_MEMORY
 
@@ -54,6 +58,20 @@ def test_what_must_survive_a_crash_keeps_them():
     durable = evolve(NONE_DURABLE, versions=2)
     with pytest.raises(PlanError, match="on ssd"):
         plan_step(OnePlan(), PROFILE, evolve(PLENTY, ssd_bytes=0), durable)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_pauses_while_a_planner_plans(enabled):
+    planner = OnePlan()
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(PlanError):
+            plan_step(planner, PROFILE, evolve(PLENTY, gpu_bytes=0), NONE_DURABLE)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert set(planner.collecting) == {False}
 
 
 def test_both_may_be_given_up():

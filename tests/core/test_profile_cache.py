@@ -81,7 +81,7 @@ def test_the_number_of_micro_batches_does_not_matter(cache):
     assert cache.key(more, seconds=0.001) == cache.key(subject, seconds=0.001)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xfe", b"not json"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff\xfe", b"not json"])
 def test_a_damaged_file_is_measured_anew_and_replaced(cache, damage):
     subject = example_subject()
     first = measured(subject)

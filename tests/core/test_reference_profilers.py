@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from attrs import evolve, frozen
 
@@ -33,6 +35,24 @@ class TestFile(ProfilerSuite):
     def test_a_missing_file_is_named(self, tmp_path, subject):
         with pytest.raises(ConfigError, match=r"profiler\.path: .*absent\.json: No such file"):
             FILE.open(FileProfilerConfig(path=tmp_path / "absent.json")).profile(subject)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"[]", r"profile\.json: not a profile, which is one JSON object"),
+            (b"\xff\xfe", r"profiler\.path: .*profile\.json: it is not UTF-8 text"),
+        ],
+    )
+    def test_a_file_that_is_no_profile_is_refused(self, config, subject, content, message):
+        config.path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            FILE.open(config).profile(subject)
+
+    def test_values_that_cannot_be_are_one_line_with_the_reason(self, config, subject):
+        text = re.sub(r'"seconds": [^,\n]*', '"seconds": NaN', config.path.read_text())
+        config.path.write_text(text)
+        with pytest.raises(ConfigError, match=r"'seconds' must be >= 0: nan @ \$\.blocks\[.*\] \(and \d+ more\)$"):
+            FILE.open(config).profile(subject)
 
     def test_a_profile_of_another_model_is_refused(self, config, subject):
         profile = Profile.from_json(config.path.read_text())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -241,13 +242,19 @@ class Family:
 
     def _waiting_bytes(self, *, host_states: int, deferred: int, host_gradients: int) -> dict[Tier, int]:
         """Bytes of waiting gradients; those of blocks in host memory take no room but that of their weights."""
-        weights = [
+        before = self._weight_bytes_before
+        first = max(host_states, 0 if self._all_wait else len(before) - 1 - deferred)
+        last_on_host = max(first, host_gradients)
+        return {Tier.HOST: before[last_on_host] - before[first], Tier.SSD: before[-1] - before[last_on_host]}
+
+    @cached_property
+    def _weight_bytes_before(self) -> Sequence[int]:
+        """Bytes of weights in the order of blocks before each cut; none of layers whose states are on the GPU."""
+        weights = (
             self.profile.blocks[index].elements * self.profile.weight_bytes * (index not in self.on_gpu)
             for index in self.block_order
-        ]
-        first = max(host_states, 0 if self._all_wait else len(weights) - deferred)
-        last_on_host = max(first, host_gradients)
-        return {Tier.HOST: sum(weights[first:last_on_host]), Tier.SSD: sum(weights[last_on_host:])}
+        )
+        return list(accumulate(weights, initial=0))
 
     def _memory(self, *, host_states: int) -> Schedule:
         """Memory with no candidate kept, inputs on the GPU, no update deferred and gradients on the drives."""

@@ -4,18 +4,26 @@ import itertools
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 from by_tiers import least_gpu_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from transformers import GPT2Config, LlamaConfig
+from transformers import (
+    FalconConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    SmolLM3Config,
+)
 
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
 from lohan_core.forecast import Case, forecast_plan, largest_that_fits, recommend_batch
 from lohan_core.forecast.advise import LARGEST_BATCH
-from lohan_core.forecast.family import SHAPES, scaled_config
+from lohan_core.forecast.family import SHAPES, Shape, scaled_config, scaled_outline
 from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
 from lohan_core.forecast.report import LargestModel, PlanReport
@@ -26,6 +34,7 @@ from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory
 from lohan_core.schedule.task import Lane
 from lohan_core.states import StateVector
+from lohan_core.units import format_bytes
 
 P = 10 * BLOCK_ALIGNMENT
 LAYERS = 6
@@ -92,6 +101,20 @@ def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None,
     )
 
 
+def advice_of(case, make, micro_batch_sizes):
+    """Recommend a batch for profiles that ``make`` makes of a micro-batch size."""
+
+    def forecast(batch_size, micro_batch_size):
+        profile = make(micro_batch_size)
+        try:
+            plan, workload = case.plan(profile, batch_size // micro_batch_size)
+        except PlanError:
+            return None
+        return forecast_plan(plan, profile, workload, case.budget(profile.machine), parameters=(LAYERS + 2) * P)
+
+    return recommend_batch(forecast, micro_batch_sizes)
+
+
 def test_a_step_that_the_gpu_bounds():
     forecast = forecast_of(profile_of(4, gpu_seconds=1.0), batch_size=8)
     assert (forecast.batch_size, forecast.micro_batch_size, forecast.sequence_length) == (8, 4, 100)
@@ -119,10 +142,26 @@ def test_a_step_that_the_drives_bound_and_their_life():
 
 
 def test_nothing_written_wears_nothing():
-    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15)
-    assert forecast.ssd_written_bytes == 0
+    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15, ssd_limit_bytes=0)
+    assert (forecast.ssd_written_bytes, forecast.saved_bytes) == (0, 0)
     assert forecast.drive_life_steps is None
     assert forecast_of(profile_of()).drive_life_steps is None, "endurance is not known"
+
+
+def test_saving_states_in_memory_wears_the_drives():
+    forecast = forecast_of(profile_of(gpu_seconds=1e-3), states=Tier.HOST, endurance_bytes=10**15)
+    assert forecast.ssd_written_bytes == 0
+    assert forecast.saved_bytes == pytest.approx(14 * (LAYERS + 2) * P, rel=0.1)
+    assert forecast.drive_life_steps == pytest.approx(10**15 * forecast.save_every / forecast.saved_bytes)
+    text = shown(PlanReport(forecast=forecast, refusal=None, advice=None, largest=None, searched_largest=False))
+    for words in (f"and {format_bytes(forecast.saved_bytes)} more with each save", "saves included"):
+        assert words in text
+
+
+def test_twice_the_gpu_comes_without_more_memory_bandwidth():
+    """Here copies and updates, which share it, take as long as the step."""
+    slow = profile_of(gpu_seconds=1e-9, memory_bytes_per_second=1e9)
+    assert forecast_of(slow, states=Tier.HOST).speedups[Part.GPU] == pytest.approx(1, rel=0.01)
 
 
 def test_limits_of_the_user_bound_the_budget():
@@ -151,14 +190,15 @@ def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
     def make(size):
         return profile_of(size, gpu_seconds=0.001, **drives)
 
-    advice = recommend_batch(case_with(), make, (1, 2, 4, 8))
+    advice = advice_of(case_with(), make, (1, 2, 4, 8))
     assert advice is not None
     rates = {}
     for batch_size in (1, 2, 4, 8, 16, 32):
         rates[batch_size] = forecast_of(make(1), batch_size=batch_size).tokens_per_second
+    assert advice.tokens_per_second == rates[advice.batch_size]
     assert rates[advice.batch_size] > 0.9 * max(rates.values())
     assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
-    assert recommend_batch(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
+    assert advice_of(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
 
 
 def test_the_advice_says_if_a_larger_batch_would_fit():
@@ -168,10 +208,10 @@ def test_the_advice_says_if_a_larger_batch_would_fit():
     def make(size):
         return profile_of(size, gpu_seconds=1e-6, **slow_drives)
 
-    tight = recommend_batch(case_with(host_limit_bytes=room), make, (1,))
+    tight = advice_of(case_with(host_limit_bytes=room), make, (1,))
     assert tight is not None
     assert (tight.batch_size, tight.larger_fits) == (4, False)
-    roomy = recommend_batch(case_with(), make, (1,))
+    roomy = advice_of(case_with(), make, (1,))
     assert roomy is not None
     assert (roomy.batch_size, roomy.larger_fits) == (LARGEST_BATCH, True)
 
@@ -188,7 +228,7 @@ def test_a_batch_that_only_fits_whole_is_found():
     case = case_with(gpu_limit_bytes=least_gpu_bytes(leanest.bytes_on(Tier.GPU)))
     with pytest.raises(PlanError, match="on gpu"):
         case.plan(make(1), 2)
-    advice = recommend_batch(case, make, (1, 2))
+    advice = advice_of(case, make, (1, 2))
     assert advice is not None
     assert (advice.batch_size, advice.micro_batch_size, advice.larger_fits) == (2, 2, False)
 
@@ -232,6 +272,32 @@ def test_a_llama_keeps_its_proportions():
     assert (scaled.num_attention_heads, scaled.num_key_value_heads, scaled.head_dim) == (64, 16, 128)
 
 
+WIDTHS = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96}
+
+
+@pytest.mark.parametrize(
+    ("config", "attributes", "expected"),
+    [
+        (FalconConfig(**WIDTHS, num_hidden_layers=2, num_kv_heads=2), ("head_dim", "num_kv_heads"), (16, 4)),
+        (SmolLM3Config(**WIDTHS, num_hidden_layers=4), ("no_rope_layers",), ([1, 1, 1, 0, 1, 1],)),
+        (
+            GPTNeoConfig(**WIDTHS, num_layers=2, attention_types=[[["global", "local"], 1]]),
+            ("attention_layers",),
+            (["global", "local"] * 3,),
+        ),
+        (
+            Llama4TextConfig(**WIDTHS, num_hidden_layers=4, interleave_moe_layer_step=2, moe_layers=[1, 3]),
+            ("no_rope_layers", "moe_layers"),
+            ([1, 1, 1, 0, 1, 1], [1, 3, 5]),
+        ),
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
+)
+def test_what_a_config_says_of_each_layer_is_repeated(config, attributes, expected):
+    text = scaled_config(config, Shape("", 6, 8, 128))
+    assert tuple(getattr(text, name) for name in attributes) == expected
+
+
 def test_a_report_says_what_matters():
     forecast = forecast_of(profile_of(gpu_seconds=1.0), endurance_bytes=10**12)
     largest = LargestModel(layers=2, heads=4, hidden=64, parameters=10**9)
@@ -269,13 +335,23 @@ def shown(report):
     return captured.get()
 
 
-def test_a_config_without_a_width_is_refused():
-    class Strange(GPT2Config):
-        def get_text_config(self, **_):
-            return object()
+class WithoutWidth(GPT2Config):
+    def get_text_config(self, **_):
+        return object()
 
-    with pytest.raises(ModelError, match="cannot be scaled"):
-        scaled_config(Strange(), SHAPES[0])
+
+@frozen
+class OutlineOfTwoLayers:
+    model_config: GPT2Config
+
+    def __attrs_post_init__(self):
+        [None, None][self.model_config.n_layer - 1]
+
+
+@pytest.mark.parametrize("config", [WithoutWidth(n_layer=2), GPT2Config(n_layer=2)])
+def test_a_config_that_cannot_be_scaled_is_refused(config):
+    with pytest.raises(ModelError, match=r"'gpt2' model cannot be scaled to 24 layers of 1024: .* leave --largest out"):
+        scaled_outline(OutlineOfTwoLayers(config), SHAPES[0])
 
 
 def test_what_saving_takes_and_how_often():

@@ -84,6 +84,7 @@ def test_an_array_is_no_faster_than_what_its_drives_share(write):
     hardware = load_hardware(write(COMPLETE + "  array_limit: 10GB\n"))
     machine = make_machine(hardware, ADAM, 2)
     assert (machine.ssd_read_bytes_per_second, machine.ssd_write_bytes_per_second) == (10e9, 4e9)
+    assert machine.ssd_mixed_bytes_per_second == 8e9, "each drive by turns, as without a limit"
     duplex = evolve(hardware, drives=evolve(hardware.drives, simplex=False))
     assert make_machine(duplex, ADAM, 2).ssd_mixed_bytes_per_second == 10e9
 
