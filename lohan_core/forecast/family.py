@@ -49,6 +49,7 @@ _FEED_FORWARD_WIDTHS = (
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
     "ffn_dim",
+    "ffn_hidden_size",
     "n_inner",
 )
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")

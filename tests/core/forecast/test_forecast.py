@@ -278,7 +278,11 @@ WIDTHS = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96}
 @pytest.mark.parametrize(
     ("config", "attributes", "expected"),
     [
-        (FalconConfig(**WIDTHS, num_hidden_layers=2, num_kv_heads=2), ("head_dim", "num_kv_heads"), (16, 4)),
+        (
+            FalconConfig(**WIDTHS, num_hidden_layers=2, num_kv_heads=2),
+            ("head_dim", "num_kv_heads", "ffn_hidden_size"),
+            (16, 4, 512),
+        ),
         (SmolLM3Config(**WIDTHS, num_hidden_layers=4), ("no_rope_layers",), ([1, 1, 1, 0, 1, 1],)),
         (
             GPTNeoConfig(**WIDTHS, num_layers=2, attention_types=[[["global", "local"], 1]]),
