@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from unittest.mock import patch
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
 from lohan_core.backend import Backend
+from lohan_core.engine import stopwatch
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hookspecs import PROJECT, hookimpl
@@ -117,7 +119,7 @@ class QuickProfilerConfig:
 
 @frozen
 class QuickProfiler(Profiler):
-    """Looks at the model, and takes the machine as given: measuring drives would be most of a test's time."""
+    """Looks at the model as shortly as can be, and takes the machine as given: measuring would be most of a test's time."""
 
     config: QuickProfilerConfig
 
@@ -126,13 +128,15 @@ class QuickProfiler(Profiler):
         form = StateFormat(subject.optimizer, subject.model.dtype)
         inputs = subject.batch.micro_batches[0]
         rows, length = inputs["input_ids"].shape
+        with patch.multiple(stopwatch, LEAST_LOOKS=1, LOOK_SECONDS=0.0, largest_cache_bytes=lambda: 0):
+            blocks = trace_model(subject.model, inputs, subject.model.device, warm_up_seconds=0.0)
         return Profile(
             machine=MACHINE,
             micro_batch_size=rows,
             sequence_length=length,
             weight_bytes=subject.model.dtype.itemsize,
             states=form.states,
-            blocks=trace_model(subject.model, inputs, subject.model.device, warm_up_seconds=0.0),
+            blocks=blocks,
             arguments_bytes=arguments_bytes(subject.model, subject.batch.micro_batches, subject.model.device),
         )
 
