@@ -124,8 +124,8 @@ def run(options: StorageBenchOptions, registry: Registry | None = None) -> Stora
         free_bytes = storage.capacity().free_bytes
         if options.size_bytes > free_bytes:
             raise ConfigError(
-                f"--size: {format_bytes(options.size_bytes)} are more than the {format_bytes(free_bytes)} that are free "
-                f"in {', '.join(map(str, options.directories))}; ask for less"
+                f"--size: {format_bytes(options.size_bytes)} are more than the {format_bytes(free_bytes)} that are "
+                f"free in {', '.join(map(str, options.directories))}; ask for less"
             )
         storage.allocate(_EXTENT, options.size_bytes)
         ours = _Stream(storage, options)

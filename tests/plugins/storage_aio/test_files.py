@@ -64,7 +64,7 @@ def test_a_namespace_without_extents_leaves_nothing_behind(open_aio, drives):
     ],
 )
 @pytest.mark.parametrize("number", range(3))
-def test_a_missing_or_truncated_file_is_named_on_reopening(open_aio, drives, written, damage, advice, number):
+def test_a_missing_or_truncated_file_is_named_on_reopening(open_aio, drives, written, *, damage, advice, number):
     damage(written[number])
     with pytest.raises(StoreError, match=f"{written[number]}: .*; {advice}"):
         open_aio(directories=drives)
