@@ -437,7 +437,7 @@ def test_a_lost_manifest_is_not_replaced_where_extents_are(path, storage):
     StoreDirectory.at(path).close()  # a crash between the lock and the first manifest leaves nothing that could be lost
     (path / "manifest.json").unlink()
     (path / "extents").mkdir()
-    with pytest.raises(StoreError, match=rf"manifest\.json: missing, and extents of a store there; .* remove {path} to"):
+    with pytest.raises(StoreError, match=rf"manifest\.json: missing, and extents of .* remove {path} to start over"):
         StoreDirectory.at(path)
     assert sorted(file.name for file in path.iterdir()) == ["extents", "lock"]
 
