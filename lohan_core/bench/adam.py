@@ -33,7 +33,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import psutil
-from attrs import field, frozen
+from attrs import AttrsInstance, field, frozen
 from attrs.validators import deep_iterable, ge, min_len
 
 from lohan_core.backend import Kind
@@ -184,7 +184,9 @@ def render(result: AdamBench) -> str:
 
 
 def _open(registry: Registry, simd: str, threads: int) -> Optimizer:
-    settings = structure_values(registry.find(Kind.OPTIMIZER, _BACKEND).config, {"simd": simd}, "lohan bench")
+    settings: AttrsInstance = structure_values(
+        registry.find(Kind.OPTIMIZER, _BACKEND).config, {"simd": simd}, "lohan bench"
+    )
     return registry.open_backend(Kind.OPTIMIZER, _BACKEND, settings, threads=threads)
 
 
