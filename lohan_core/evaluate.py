@@ -91,7 +91,10 @@ def check_plan(plan: Plan, profile: Profile, workload: Workload) -> None:
         if decisions.states is Tier.GPU and block.role is not Role.LAYER:
             raise PlanError(f"planner {plan.planner!r}: block {block.name}: only layers' states can live on the GPU")
         if decisions.states is Tier.GPU and profile.machine.gpu_parameters_per_second is None:
-            raise PlanError(f"planner {plan.planner!r}: states on the GPU, where this optimizer has no update")
+            raise PlanError(
+                f"planner {plan.planner!r}: states on the GPU, where this optimizer has no update; put planner.states "
+                "on host or ssd"
+            )
         if decisions.deferred and not workload.may_defer:
             raise PlanError(
                 f"planner {plan.planner!r}: block {block.name}: its update is deferred, which run.update: "

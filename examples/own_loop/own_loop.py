@@ -3,6 +3,7 @@
 python examples/own_loop/own_loop.py MODEL_DIR RUN_DIR
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from lohan_core.config import config_from_mapping
 from lohan_core.data import Batch
 from lohan_core.engine import open_engine
+from lohan_core.errors import LohanError
 from lohan_core.registry import load_registry
 
 STEPS = 4
@@ -50,4 +52,11 @@ def main(model_dir: Path, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="Fine-tune with a loop of your own.")
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("run_dir", type=Path)
+    try:
+        main(**vars(parser.parse_args()))
+    except LohanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

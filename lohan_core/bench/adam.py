@@ -33,10 +33,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import psutil
-from attrs import field, frozen
+from attrs import AttrsInstance, field, frozen
 from attrs.validators import deep_iterable, ge, min_len
 
 from lohan_core.backend import Kind
+from lohan_core.config.structure import structure_values
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.memory import allocate_host
@@ -183,11 +184,9 @@ def render(result: AdamBench) -> str:
 
 
 def _open(registry: Registry, simd: str, threads: int) -> Optimizer:
-    config = registry.find(Kind.OPTIMIZER, _BACKEND).config
-    try:
-        settings = config(simd=simd)
-    except ValueError as error:
-        raise ConfigError(f"optimizer.simd: {error}") from None
+    settings: AttrsInstance = structure_values(
+        registry.find(Kind.OPTIMIZER, _BACKEND).config, {"simd": simd}, "lohan bench"
+    )
     return registry.open_backend(Kind.OPTIMIZER, _BACKEND, settings, threads=threads)
 
 

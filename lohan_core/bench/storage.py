@@ -106,9 +106,9 @@ def run(options: StorageBenchOptions, registry: Registry | None = None) -> Stora
     """Measure ``aio`` as ``registry`` (default: what is installed) offers it, beside fio if there is one.
 
     Raises:
-        ConfigError: a directory cannot be used, or sizes do not divide.
+        ConfigError: a directory cannot be used, sizes do not divide, or there is too little space.
         BackendError: the engine does not work here, or fio failed.
-        StorageError: the drive failed, or has too little space.
+        StorageError: the drive failed.
     """
     file_bytes = options.size_bytes // len(options.directories)
     if file_bytes % options.block_bytes or file_bytes * len(options.directories) != options.size_bytes:
@@ -121,6 +121,12 @@ def run(options: StorageBenchOptions, registry: Registry | None = None) -> Stora
         places = [stack.enter_context(_temporary_place(directory)) for directory in options.directories]
         storage = _open(registry or load_registry(), options, places)
         stack.callback(storage.close)
+        free_bytes = storage.capacity().free_bytes
+        if options.size_bytes > free_bytes:
+            raise ConfigError(
+                f"--size: {format_bytes(options.size_bytes)} are more than the {format_bytes(free_bytes)} that are "
+                f"free in {', '.join(map(str, options.directories))}; ask for less"
+            )
         storage.allocate(_EXTENT, options.size_bytes)
         ours = _Stream(storage, options)
         ours.fill()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
 from lohan_core.suggest import choose_one_of
 
 if TYPE_CHECKING:
@@ -232,13 +232,20 @@ def write_model_directory(directory: Path, workload: StepWorkload) -> int:
 
     Returns:
         The number of parameters.
+
+    Raises:
+        StorageError: the directory cannot be written.
     """
     import torch
 
     from lohan_core.model.skeleton import build_skeleton
 
     config = model_config(workload)
-    config.save_pretrained(directory)
+    try:
+        config.save_pretrained(directory)
+    except OSError as error:
+        message = f"{directory}: cannot be written: {error.strerror}"
+        raise StorageError(error.errno or 0, message, str(directory)) from error
     return sum(parameter.numel() for parameter in build_skeleton(config, torch.bfloat16).parameters())
 
 

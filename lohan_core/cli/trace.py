@@ -22,14 +22,18 @@ def trace(
     ] = None,
 ) -> None:
     """Draw the timeline of one of a run's newest steps, predicted above measured, as a page that needs nothing else."""
+    from lohan_core.cli.outputs import require_writable
     from lohan_core.report import record_page, to_perfetto, write_page
     from lohan_core.report.run_file import read_record
     from lohan_core.report.table import render_record
     from lohan_core.store.durable import replace_durably
 
     record = read_record(run_dir)
-    print(render_record(record))
     page = page or run_dir / "timeline.html"
+    require_writable("--report", page)
+    if perfetto is not None:
+        require_writable("--perfetto", perfetto)
+    print(render_record(record))
     write_page(page, record_page(record, run_dir.absolute().name))
     print(f"\nthe page is {page}")
     if perfetto is not None:

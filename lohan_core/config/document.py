@@ -34,7 +34,11 @@ class Document:
     origins: dict[KeyPath, Origin] = Factory(dict)
 
     def origin(self, path: KeyPath) -> Origin:
-        """Return where ``path``, or the nearest thing around it, was written."""
+        """Return where ``path``, or the first thing in it, or else the nearest thing around it was written."""
+        if path and path not in self.origins:
+            for inner, origin in self.origins.items():
+                if inner[: len(path)] == path:
+                    return origin
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, optional
 
-from lohan_core.units import Bytes
+from lohan_core.units import Bytes, format_bytes
 
 __all__ = ["DriveSection", "GpuSection", "Hardware", "HostSection"]
 
@@ -37,7 +37,7 @@ class GpuSection:
 
     def __attrs_post_init__(self) -> None:
         if self.reserved >= self.memory:
-            raise ValueError(f"'memory' must be more than what is reserved of it ({self.reserved} bytes)")
+            raise ValueError(f"'memory' must be more than what is reserved of it ({format_bytes(self.reserved)})")
 
 
 @frozen(kw_only=True)
@@ -60,7 +60,7 @@ class HostSection:
 
     def __attrs_post_init__(self) -> None:
         if self.reserved >= self.memory:
-            raise ValueError(f"'memory' must be more than what is reserved of it ({self.reserved} bytes)")
+            raise ValueError(f"'memory' must be more than what is reserved of it ({format_bytes(self.reserved)})")
 
 
 @frozen(kw_only=True)

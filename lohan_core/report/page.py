@@ -12,7 +12,6 @@ from lohan_core.compare.predict import predict
 from lohan_core.compare.records import Comparison, Contender
 from lohan_core.compare.summary import format_seconds, summarize, title, verdict
 from lohan_core.compare.sweep import Sweep, sweep
-from lohan_core.errors import StorageError
 from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.profile import Profile
 from lohan_core.report.pieces import Piece, cut_into_pieces
@@ -20,6 +19,7 @@ from lohan_core.report.waits import find_waits, waited_seconds
 from lohan_core.schedule.record import StepRecord
 from lohan_core.schedule.task import Lane, Op
 from lohan_core.schedule.timeline import Timeline
+from lohan_core.store.durable import replace_durably
 from lohan_core.units import format_bytes
 
 __all__ = ["Page", "comparison_page", "plan_page", "record_page", "write_page"]
@@ -86,7 +86,7 @@ def write_page(path: Path, page: Page) -> None:
     """Write a page as one HTML file that needs nothing else.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: the file cannot be written; a page that was there stays.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -96,10 +96,7 @@ def write_page(path: Path, page: Page) -> None:
     text = environment.get_template("page.html").render(
         page=page, lanes=[lane.value for lane in Lane], drawn={"steps": page.steps, "sweeps": page.sweeps}
     )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
+    replace_durably(path, text.encode())
 
 
 def _step(name: str, timelines: Mapping[str, Timeline]) -> dict[str, Any]:

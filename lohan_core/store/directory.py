@@ -44,7 +44,7 @@ class StoreDirectory:
         """Lock the store at ``path``, or begin a new one there.
 
         Raises:
-            StoreError: in use, or its manifest is damaged.
+            StoreError: in use, its manifest is damaged, or there is none beside what a store has left.
             StorageError: the directory cannot be made or written.
         """
         make_directory_durably(path)
@@ -75,6 +75,7 @@ class StoreDirectory:
             try:
                 return cls(path, lock, decode((path / MANIFEST).read_bytes(), path / MANIFEST))
             except FileNotFoundError:
+                _require_empty(path)
                 directory = cls(path, lock, Manifest(store_id=secrets.token_hex(8)))
                 directory.replace(directory.manifest)
                 return directory
@@ -121,3 +122,13 @@ class StoreDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _require_empty(path: Path) -> None:
+    """Refuse to begin a store over the remains of one: the manifest comes before anything else, so it was lost."""
+    remains = sorted({file.name for file in path.iterdir()} - {"lock", f"{MANIFEST}.new"})
+    if remains:
+        raise StoreError(
+            f"{path / MANIFEST}: missing, and {', '.join(remains)} of a store there; restore it from a copy, or remove "
+            f"{path} to start over"
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from errno import ENOTDIR
+from contextlib import suppress
+from errno import EINVAL, ENOTDIR
 from pathlib import Path
 
 from lohan_core.errors import StorageError
@@ -15,8 +16,10 @@ def replace_durably(path: Path, data: bytes) -> None:
     """Put ``data`` in the place of ``path``: write beside it, sync, rename, sync the directory.
 
     Raises:
-        StorageError: a call failed. Which of the two contents is durable is then unknown.
+        StorageError: a call failed. Which of the two contents is durable is then unknown; nothing is left beside.
     """
+    if path.exists() and not path.is_file():  # a device, say, which a file must not take the place of
+        raise StorageError(EINVAL, f"{path}: cannot be written: it is not a regular file", str(path))
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
@@ -26,6 +29,8 @@ def replace_durably(path: Path, data: bytes) -> None:
         beside.replace(path)
         sync_names(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
         raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
 
 

@@ -81,6 +81,12 @@ def test_a_directory_that_is_missing_is_named(options, registry, tmp_path):
         bench.run(attrs.evolve(options, directories=(tmp_path / "none",)), registry)
 
 
+def test_more_than_is_free_is_refused(options, registry):
+    with pytest.raises(ConfigError, match=r"^--size: 100 TiB are more than the .* free in .*/a, .*/b; ask for less"):
+        bench.run(attrs.evolve(options, size_bytes=100 << 40), registry)
+    assert not [path for directory in options.directories for path in directory.iterdir()]
+
+
 def test_fio_is_given_the_same_work(tmp_path):
     command = job(tmp_path).command("read")
     assert rf"--filename={tmp_path}/a\:1:{tmp_path}/b" in command

@@ -14,7 +14,7 @@ from lohan_core.bench.workloads import (
     write_model_directory,
 )
 from lohan_core.config.load import config_from_mapping
-from lohan_core.errors import ConfigError
+from lohan_core.errors import ConfigError, StorageError
 from lohan_core.model.skeleton import build_skeleton
 
 SMOKE = WORKLOADS["smoke"]
@@ -36,6 +36,12 @@ def test_a_workload_has_the_size_that_it_is_named_for(tmp_path, name):
     parameters = write_model_directory(tmp_path / "model", WORKLOADS[name])
     assert parameters == pytest.approx(PARAMETERS[name.split("-")[1]], rel=0.01)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
+def test_a_directory_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/model: cannot be written: Not a directory"):
+        write_model_directory(tmp_path / "file" / "model", SMOKE)
 
 
 def test_the_table_is_whole():

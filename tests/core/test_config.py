@@ -352,6 +352,7 @@ def test_an_override_may_replace_a_section_to_change_its_backend(file):
         ("run.steps=[", "--set run.steps=[: the value is not YAML: "),
         ("run.steps.many=1", "--set run.steps.many=1: run.steps has no keys"),
         ("run.step=1", "--set run.step=1: run.step: unknown key. Did you mean 'steps'? "),
+        ("optimzer.lr=1", "--set optimzer.lr=1: optimzer: unknown section. Did you mean 'optimizer'? "),
         ("optimizer.lr=-1", "--set optimizer.lr=-1: optimizer.lr: must be > 0.0: -1.0"),
         ("storage.backend=x", "--set storage.backend=x: storage.backend: no storage backend is called 'x'. "),
     ],

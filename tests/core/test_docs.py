@@ -15,7 +15,10 @@ import pytest
 
 from lohan_core import errors, hookspecs
 from lohan_core.backend import Backend, Kind
+from lohan_core.cli.compare import LOSSES_DIFFER, NOTHING_FITS
+from lohan_core.cli.train import STOPPED
 from lohan_core.config.reference import meanings, render
+from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.registry import load_registry
 from lohan_core.testing import suite
 
@@ -68,6 +71,13 @@ def test_every_error_is_a_lohan_error_with_an_exit_code():
     for name in errors.__all__:
         assert issubclass(getattr(errors, name), errors.LohanError)
         assert getattr(errors, name).exit_code in {1, 2}
+
+
+def test_the_readme_tells_every_exit_code():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Exit codes")[2].partition("\n## ")[0]
+    made = {error.exit_code for error in map(errors.__dict__.get, errors.__all__)}
+    made |= {0, NonFiniteGradientError.exit_code, STOPPED, LOSSES_DIFFER, NOTHING_FITS}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == made
 
 
 def test_every_page_that_the_readme_names_exists():

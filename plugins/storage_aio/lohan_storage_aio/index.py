@@ -125,7 +125,10 @@ def check_files(folders: Sequence[Path], striping: Striping, index: Index) -> No
                     raise StoreError(f"{path}: missing; {_ADVICE}")
                 found = path.stat().st_size
             if found != expected:
-                raise StoreError(f"{path}: {found} bytes, {expected} expected: it was truncated or changed")
+                raise StoreError(
+                    f"{path}: {found} bytes, {expected} expected: it was truncated or changed; restore it from a copy "
+                    "or use another run.dir"
+                )
 
 
 def remove_leftovers(folders: Sequence[Path], index: Index) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "own_loop" / "own_loop.py"
 
@@ -22,3 +25,16 @@ def test_it_trains_and_has_nothing_to_do_the_second_time(tmp_path, models, capsy
     )
     assert first
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [([], "usage: own_loop.py [-h] model_dir run_dir"), (["none", "run"], "error: model.path: ")],
+    ids=["no arguments", "no model"],
+)
+def test_mistakes_are_told_without_a_traceback(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *(str(tmp_path / argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.startswith(says)

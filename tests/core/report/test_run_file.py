@@ -4,7 +4,8 @@ import pytest
 from schedules import timeline_of
 from tiny_backends import MACHINE
 
-from lohan_core.errors import DataError, StorageError
+from lohan_core.cli.trace import trace
+from lohan_core.errors import ConfigError, DataError, StorageError
 from lohan_core.report import run_file
 from lohan_core.report.run_file import StepRecorder, read_record
 from lohan_core.report.table import render_record
@@ -57,6 +58,19 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
 def test_a_directory_without_a_file_says_what_to_give(tmp_path):
     with pytest.raises(DataError, match="give the directory of a run that has finished a step"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "argument"), [("--report", "page"), ("--perfetto", "perfetto")], ids=["report", "perfetto"]
+)
+@pytest.mark.parametrize("place", ["none/file", "folder", "timeline.json/file"])
+def test_where_a_file_cannot_go_nothing_is_shown_or_written(tmp_path, capsys, option, argument, place):
+    StepRecorder(tmp_path, MACHINE).add(1, timeline_of(*TASKS))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=f"^{option}: .*{place} cannot be written; give a file in a directory that"):
+        trace(tmp_path, **{"page": None, "perfetto": None, argument: tmp_path / place})
+    assert capsys.readouterr().out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "timeline.json"]
 
 
 def test_a_record_as_text_says_what_was_waited_for():

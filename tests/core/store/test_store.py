@@ -431,6 +431,17 @@ def test_a_manifest_that_cannot_be_replaced_ends_the_writing(path, storage):
     assert peek(reopen(path, storage)) == 1
 
 
+def test_a_lost_manifest_is_not_replaced_where_extents_are(path, storage):
+    committed(path, storage).close()
+    (path / "manifest.json").unlink()
+    StoreDirectory.at(path).close()  # a crash between the lock and the first manifest leaves nothing that could be lost
+    (path / "manifest.json").unlink()
+    (path / "extents").mkdir()
+    with pytest.raises(StoreError, match=rf"manifest\.json: missing, and extents of .* remove {path} to start over"):
+        StoreDirectory.at(path)
+    assert sorted(file.name for file in path.iterdir()) == ["extents", "lock"]
+
+
 def test_close_twice(path, storage):
     store = create(path, storage)
     store.close()

@@ -56,11 +56,17 @@ def test_a_namespace_without_extents_leaves_nothing_behind(open_aio, drives):
     assert not [path for drive in drives for path in drive.iterdir()]
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, PAGE)])
+@pytest.mark.parametrize(
+    ("damage", "advice"),
+    [
+        (lambda path: path.unlink(), "check that storage.directories names"),
+        (lambda path: os.truncate(path, PAGE), "restore it from a copy or use another run.dir"),
+    ],
+)
 @pytest.mark.parametrize("number", range(3))
-def test_a_missing_or_truncated_file_is_named_on_reopening(open_aio, drives, written, damage, number):
+def test_a_missing_or_truncated_file_is_named_on_reopening(open_aio, drives, written, *, damage, advice, number):
     damage(written[number])
-    with pytest.raises(StoreError, match=str(written[number])):
+    with pytest.raises(StoreError, match=f"{written[number]}: .*; {advice}"):
         open_aio(directories=drives)
 
 
