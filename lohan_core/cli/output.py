@@ -1,4 +1,4 @@
-"""Files that a command writes in the end, checked before it begins."""
+"""Files that a command is asked to write."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ __all__ = ["require_writable"]
 
 
 def require_writable(option: str, path: Path) -> None:
-    """Refuse a path at which no file can be written; ``option`` is what it was given by.
+    """Look before the work whether its result will have a place.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: ``path``, which ``option`` gave, is no regular file, or its directory cannot be written.
     """
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+    directory = path.absolute().parent
+    if (path.exists() and not path.is_file()) or not directory.is_dir() or not os.access(directory, os.W_OK):
         raise ConfigError(f"{option}: {path} cannot be written; give a file in a directory that exists")

@@ -22,7 +22,7 @@ def trace(
     ] = None,
 ) -> None:
     """Draw the timeline of one of a run's newest steps, predicted above measured, as a page that needs nothing else."""
-    from lohan_core.cli.outputs import require_writable
+    from lohan_core.cli.output import require_writable
     from lohan_core.report import record_page, to_perfetto, write_page
     from lohan_core.report.run_file import read_record
     from lohan_core.report.table import render_record
