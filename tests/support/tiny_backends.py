@@ -119,7 +119,7 @@ class QuickProfilerConfig:
 
 @frozen
 class QuickProfiler(Profiler):
-    """Looks at the model for as short as can be, and takes the machine as given: measuring takes most of a test's time."""
+    """Looks at the model briefly, and takes the machine as given: measuring would be most of a test's time."""
 
     config: QuickProfilerConfig
 
