@@ -8,7 +8,8 @@ of the memory's bandwidth.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
+from collections.abc import Collection, Sequence
 
 from attrs import define
 
@@ -29,12 +30,29 @@ LEAST_SHARE = 0.25
 
 
 @define
-class _Active:
-    """A task in progress: what is left of its work, and when it began."""
+class _Queue:
+    """A lane's tasks in order: one in progress, with what is left of its work, and those to come."""
 
-    task: Task
-    left: float
-    start: float
+    lane: Lane
+    ahead: deque[Task]
+    task: Task | None = None
+    left: float = 0.0
+    start: float = 0.0
+    awaited: int = -1
+    """A task that the next one comes after, and that was not finished when last looked for; -1: not looked for yet."""
+
+    def begin(self, finished: Sequence[bool], now: float) -> None:
+        """Begin with the next task if what it comes after is finished."""
+        if not self.ahead or (self.awaited >= 0 and not finished[self.awaited]):
+            return
+        # The latest first, which usually finishes last: the norm comes after thousands of tasks.
+        for index in reversed(self.ahead[0].after):
+            if not finished[index]:
+                self.awaited = index
+                return
+        self.awaited = -1
+        self.task = self.ahead.popleft()
+        self.left, self.start = self.task.work, now
 
 
 def simulate(schedule: Schedule, machine: Machine) -> Timeline:
@@ -42,40 +60,39 @@ def simulate(schedule: Schedule, machine: Machine) -> Timeline:
 
     ``gpu`` tasks carry seconds; all other work is divided by the lane's rate in ``machine``.
     """
-    waiting: dict[Lane, deque[Task]] = defaultdict(deque)
+    queues = {lane: _Queue(lane, deque()) for lane in Lane}
     for task in schedule.tasks:
-        waiting[task.lane].append(task)
+        queues[task.lane].ahead.append(task)
     finished = [False] * len(schedule.tasks)
     spans = [Span(0.0, 0.0)] * len(schedule.tasks)
-    active: dict[Lane, _Active] = {}
-    rates_of: dict[frozenset[Lane], dict[Lane, float]] = {}
+    rates_of: dict[tuple[Lane, ...], dict[Lane, float]] = {}
     now = 0.0
     while True:
-        for lane, queue in waiting.items():
-            # The latest first, which usually finishes last: the norm comes after thousands of tasks.
-            if lane not in active and queue and all(finished[index] for index in reversed(queue[0].after)):
-                task = queue.popleft()
-                active[lane] = _Active(task, task.work, now)
+        for queue in queues.values():
+            if queue.task is None:
+                queue.begin(finished, now)
+        active = [queue for queue in queues.values() if queue.task is not None]
         if not active:
             break
-        lanes = frozenset(active)
+        lanes = tuple([queue.lane for queue in active])
         if lanes not in rates_of:
             rates_of[lanes] = _rates(lanes, machine)
         rates = rates_of[lanes]
-        elapsed = min(entry.left / rates[lane] for lane, entry in active.items())
+        elapsed = min([queue.left / rates[queue.lane] for queue in active])
         now += elapsed
-        for lane, entry in list(active.items()):
-            entry.left -= elapsed * rates[lane]
-            if entry.left <= 1e-9 * max(entry.task.work, 1e-9):
-                finished[entry.task.index] = True
-                spans[entry.task.index] = Span(entry.start, now)
-                del active[lane]
+        for queue in active:
+            queue.left -= elapsed * rates[queue.lane]
+            done = queue.task
+            if done is not None and queue.left <= 1e-9 * max(done.work, 1e-9):
+                finished[done.index] = True
+                spans[done.index] = Span(queue.start, now)
+                queue.task = None
     if not all(finished):
         raise RuntimeError("the schedule cannot be carried out: tasks wait for each other")
     return Timeline(schedule=schedule, spans=tuple(spans))
 
 
-def _rates(active: frozenset[Lane], machine: Machine) -> dict[Lane, float]:
+def _rates(active: Collection[Lane], machine: Machine) -> dict[Lane, float]:
     """Rates of the active lanes, in their units a second."""
     read, write = machine.ssd_read_bytes_per_second, machine.ssd_write_bytes_per_second
     if Lane.SSD_READ in active and Lane.SSD_WRITE in active:

@@ -40,12 +40,13 @@ class KeptBytes:
 
 def kept_bytes(block: BlockProfile, decisions: BlockPlan) -> KeptBytes:
     """Add up a block's input and kept candidates by tier. The prelude has no input and keeps nothing."""
-    sizes = {candidate.index: candidate.bytes for candidate in block.candidates}
     held = dict.fromkeys(Tier, 0)
     if block.role is not Role.PRELUDE:
         held[decisions.inputs] += round_up(block.input_bytes, SECTOR_BYTES)
-    for index, tier in decisions.keep.items():
-        held[tier] += round_up(sizes[index], SECTOR_BYTES)
+    if decisions.keep:  # a search asks for thousands of plans that keep nothing
+        sizes = {candidate.index: candidate.bytes for candidate in block.candidates}
+        for index, tier in decisions.keep.items():
+            held[tier] += round_up(sizes[index], SECTOR_BYTES)
     return KeptBytes(gpu=held[Tier.GPU], host=held[Tier.HOST], ssd=held[Tier.SSD])
 
 
