@@ -71,7 +71,11 @@ def plan(
                 raise ConfigError(f"--host: {error}") from None
             if host_bytes is not None:  # what is asked about is that machine, not this one's limit
                 settings = attrs.evolve(settings, memory=attrs.evolve(settings.memory, host=None))
-            machine = with_overrides(find_hardware(hardware), drives=drives, host=host_bytes)
+            machine = find_hardware(hardware)
+            try:
+                machine = with_overrides(machine, drives=drives, host=host_bytes)
+            except ConfigError as error:
+                raise ConfigError(f"--{error}") from None
             report = plan_on(settings, registry, machine, largest=largest, report=progress.show)
     if as_json:
         print(json.dumps(report.plain(), indent=1))

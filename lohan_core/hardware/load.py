@@ -59,18 +59,18 @@ def load_hardware(path: Path) -> Hardware:
 
 
 def with_overrides(hardware: Hardware, *, drives: int | None = None, host: Bytes | None = None) -> Hardware:
-    """Return the same machine with another number of drives (``--drives``), or other main memory (``--host``).
+    """Return the same machine with another number of drives, or other main memory.
 
     Raises:
-        ConfigError: the number or size is impossible.
+        ConfigError: the number or size is impossible; begins with the name of the parameter.
     """
-    option = "--drives"
+    name = "drives"
     try:
         if drives is not None:
             hardware = evolve(hardware, drives=evolve(hardware.drives, count=drives))
-        option = "--host"
+        name = "host"
         if host is not None:
             hardware = evolve(hardware, host=evolve(hardware.host, memory=host))
     except ValueError as error:
-        raise ConfigError(f"{option}: {error.args[0]}") from None
+        raise ConfigError(f"{name}: {error.args[0]}") from None
     return hardware

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,30 +60,53 @@ class MeasuredProfilerConfig:
     cache: bool = True
 
 
-class FileProfiler(Profiler):
-    """Reads a profile and checks that it is one of the model at hand, or derives one from a hardware file."""
+class ProfileFile(Profiler):
+    """Reads a profile, and checks that it is one of the model at hand."""
 
-    def __init__(self, config: FileProfilerConfig) -> None:
-        self._config = config
+    def __init__(self, path: Path) -> None:
+        """Read it. Raises ConfigError if it is missing or malformed."""
+        from lohan_core.profile import Profile
+
+        self._path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"profiler.path: {path}: {error.strerror}; write one with lohan profile -o") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"profiler.path: {path}: not UTF-8 text; write one with lohan profile -o") from error
+        self._profile = Profile.from_json(text, source=str(path))
 
     def profile(self, subject: Subject) -> Profile:
-        """Read the file. Raises ConfigError if it is missing, malformed, or of another model, dtype or batch."""
-        path = self._config.path
-        if path is not None and path.suffix == ".json":
-            return _without_missing_updates(_read_profile(path, subject), subject)
-        return self._derive(subject)
+        """Return the profile. Raises ConfigError if it is one of another model, dtype or batch."""
+        measured = [(block.name, block.elements) for block in self._profile.blocks]
+        present = [(block.name, block.elements) for block in subject.model.blocks]
+        if measured != present:
+            raise ConfigError(f"profiler.path: {self._path} is the profile of another model: its blocks differ")
+        _require_same_step(self._profile, subject, self._path)
+        return _without_missing_updates(self._profile, subject)
 
-    def _derive(self, subject: Subject) -> Profile:
-        from lohan_core.engine.derive import derive_profile
-        from lohan_core.engine.states import StateFormat
+
+class HardwareFile(Profiler):
+    """Derives a profile from a machine's published rates and the model at hand."""
+
+    def __init__(self, config: FileProfilerConfig) -> None:
+        """Read the rates. Raises ConfigError if the file is missing or malformed, or no machine has the name given."""
         from lohan_core.hardware import find_hardware, load_hardware, with_overrides
 
-        config = self._config
-        hardware = load_hardware(config.path) if config.path else find_hardware(config.hardware or "")
+        with _of_key("profiler.path: " if config.path else "profiler.hardware: "):
+            hardware = load_hardware(config.path) if config.path else find_hardware(config.hardware or "")
+        with _of_key("profiler."):
+            self._hardware = with_overrides(hardware, drives=config.drives, host=config.host)
+
+    def profile(self, subject: Subject) -> Profile:
+        """Derive it."""
+        from lohan_core.engine.derive import derive_profile
+        from lohan_core.engine.states import StateFormat
+
         rows, length = subject.batch.micro_batches[0]["input_ids"].shape
         return derive_profile(
             subject.model.model.config,
-            with_overrides(hardware, drives=config.drives, host=config.host),
+            self._hardware,
             micro_batch_size=rows,
             sequence_length=length,
             dtype=subject.model.dtype,
@@ -95,22 +119,19 @@ class FileProfiler(Profiler):
         )
 
 
-def _read_profile(path: Path, subject: Subject) -> Profile:
-    from lohan_core.profile import Profile
-
+@contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """Say of every mistake in which key it is."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"profiler.path: {path}: {error.strerror}; write one with lohan profile -o") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"profiler.path: {path}: it is not UTF-8 text; write one with lohan profile -o") from error
-    profile = Profile.from_json(text, source=str(path))
-    measured = [(block.name, block.elements) for block in profile.blocks]
-    present = [(block.name, block.elements) for block in subject.model.blocks]
-    if measured != present:
-        raise ConfigError(f"profiler.path: {path} is the profile of another model: its blocks differ")
-    _require_same_step(profile, subject, path)
-    return profile
+        yield
+    except ConfigError as error:
+        raise ConfigError("\n".join(key + line for line in str(error).splitlines())) from None
+
+
+def _open_file(config: FileProfilerConfig) -> Profiler:
+    if config.path is not None and config.path.suffix == ".json":
+        return ProfileFile(config.path)
+    return HardwareFile(config)
 
 
 def _without_missing_updates(profile: Profile, subject: Subject) -> Profile:
@@ -176,7 +197,7 @@ FILE: ProfilerBackend = ProfilerBackend(
     name="file",
     summary="reads a profile measured elsewhere, or derives one from a machine's published rates",
     config=FileProfilerConfig,
-    open=FileProfiler,
+    open=_open_file,
 )
 
 MEASURED: ProfilerBackend = ProfilerBackend(

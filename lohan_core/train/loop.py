@@ -55,7 +55,10 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
     if config.run.tensorboard:
         require_tensorboard()
     with ExitStack() as stack:
-        resolve_device(config.run.device)  # a mistake there is not to be found after hours of tokenising
+        # Mistakes in these are not to be found after hours of tokenising.
+        resolve_device(config.run.device)
+        planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
+        registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         _prepare_directory(config)
         progress = stack.enter_context(RunProgress(console))
         stop = stack.enter_context(StopRequest(console))
@@ -85,7 +88,6 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         for line in engine.description:
             progress.say(line)
         replace_durably(config.run.dir / "config.yaml", dump_config(config).encode())
-        planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
         run = _Run(config, engine, planner, batches, evaluation=evaluation, progress=progress)
         stack.callback(run.metrics.close)
         complete = run.to_the_end(stop)

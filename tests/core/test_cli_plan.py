@@ -204,7 +204,7 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_done(monkeypatch, c
         (("--largest",), "--drives, --host and --largest are about the machine of --hardware"),
         (("--hardware", "cray-1"), "no machine is called 'cray-1'"),
         (("--hardware", "rtx-4090", "--host", "much"), "--host: wants a size such as 24GiB"),
-        (("--hardware", "rtx-4090", "--host", "1GiB"), "what is reserved"),
+        (("--hardware", "rtx-4090", "--host", "1GiB"), "--host: 'memory' must be more than what is reserved"),
         (("--hardware", "absent.yaml"), "absent.yaml: cannot read"),
         (("--set", "model.path=elsewhere"), "model.path: no directory"),
     ],

@@ -40,7 +40,7 @@ class TestFile(ProfilerSuite):
         ("content", "message"),
         [
             (b"[]", r"profile\.json: not a profile, which is one JSON object"),
-            (b"\xff\xfe", r"profiler\.path: .*profile\.json: it is not UTF-8 text"),
+            (b"\xff\xfe", r"profiler\.path: .*profile\.json: not UTF-8 text"),
         ],
     )
     def test_a_file_that_is_no_profile_is_refused(self, config, subject, content, message):

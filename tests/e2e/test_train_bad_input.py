@@ -88,6 +88,15 @@ MISTAKES = {
     "no such drive": (["storage.directories=[WRONG/none]"], ["storage.directories", "WRONG/none", "does not exist"]),
     "a file for a drive": (["storage.directories=[WRONG/empty.jsonl]"], ["storage.directories", "not a directory"]),
     "a run below a file": (["run.dir=WRONG/empty.jsonl/run"], ["run.dir", "WRONG/empty.jsonl/run", "Not a directory"]),
+    # Told before the data are looked at, which may take hours.
+    "no such machine": (
+        ["profiler={backend: file, hardware: rtx4090}", "data.train=WRONG/none.jsonl"],
+        ["profiler.hardware", "Did you mean 'rtx-4090'"],
+    ),
+    "no such planner to mix": (
+        ["planner.backend=mixed", "planner.activations=gredy", "planner.states=greedy", "data.train=WRONG/none.jsonl"],
+        ["planner.activations", "greedy"],
+    ),
     "too little host memory": (["memory.host=64KiB"], ["on host", "64.0 KiB", "memory.host"]),
     "too little device memory": (["memory.gpu=64KiB"], ["on gpu", "60.0 KiB", "memory.gpu"]),
     "too little disk": (["memory.ssd=1MiB"], ["on ssd", "1.00 MiB", "run.durability"]),

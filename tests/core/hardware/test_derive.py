@@ -20,6 +20,7 @@ from lohan_core.profile import Role
 from lohan_core.reference.profilers import FILE, MEASURED, FileProfilerConfig, MeasuredProfilerConfig
 from lohan_core.states import StateVector
 from lohan_core.testing.profiler import ProfilerSuite, example_subject
+from lohan_core.units import Bytes
 
 ADAM = tuple(StateVector(name=name, value_bytes=4) for name in ("master", "exp_avg", "exp_avg_sq"))
 CPU = torch.device("cpu")
@@ -223,5 +224,7 @@ def test_a_hardware_file_of_ones_own_and_overrides(tmp_path):
         FileProfilerConfig()
     with pytest.raises(ValueError, match="'path' must be a hardware file where drives"):
         FileProfilerConfig(path=tmp_path / "profile.json", drives=2)
-    with pytest.raises(ConfigError, match="no machine is called"):
-        FILE.open(FileProfilerConfig(hardware="cray")).profile(subject)
+    with pytest.raises(ConfigError, match=r"^profiler\.hardware: no machine is called"):
+        FILE.open(FileProfilerConfig(hardware="cray"))
+    with pytest.raises(ConfigError, match=r"^profiler\.host: 'memory' must be more than what is reserved"):
+        FILE.open(FileProfilerConfig(hardware="rtx-4090", host=Bytes(2**30)))

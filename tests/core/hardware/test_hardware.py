@@ -143,7 +143,7 @@ def test_drives_and_memory_can_be_others():
     assert (changed.drives.count, changed.host.memory) == (3, 128 * 2**30)
     assert evolve(changed, drives=hardware.drives, host=hardware.host) == hardware
     assert with_overrides(hardware) == hardware
-    with pytest.raises(ConfigError, match=r"^--drives: 'count' must be >= 1"):
+    with pytest.raises(ConfigError, match=r"^drives: 'count' must be >= 1"):
         with_overrides(hardware, drives=0)
-    with pytest.raises(ConfigError, match=r"^--host: 'memory' must be more than what is reserved of it \(4\.00 GiB\)"):
+    with pytest.raises(ConfigError, match=r"^host: 'memory' must be more than what is reserved of it \(4\.00 GiB\)"):
         with_overrides(hardware, host=Bytes(2**30))
