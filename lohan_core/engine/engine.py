@@ -101,9 +101,10 @@ class Engine:
 
     @property
     def description(self) -> tuple[str, ...]:
-        """What carries this run out, a line each: attention, storage, optimizer, plan."""
+        """What carries this run out, a line each: attention (and compiled layers), storage, optimizer, plan."""
+        compiled = "" if self.model.compiled is None else "; layers are compiled"
         return (
-            f"attention: {self._parts.attention.describe()}",
+            f"attention: {self._parts.attention.describe()}{compiled}",
             f"storage: {self._parts.storage.describe()}",
             f"optimizer: {self._parts.optimizer.describe()}",
             self._machinery.describe(),
