@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from attrs import Attribute, field, frozen
-from attrs.validators import and_, ge, gt, in_, le, min_len
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, min_len
 
 from lohan_core.backend import Kind
 from lohan_core.bench.fio import FioJob, Sample, fio_version
@@ -42,13 +42,8 @@ _EXTENT = "bench"
 # Each request holds half of the blocks that may be in flight, and so many are started ahead: the queue does not run dry
 # while one is waited for.
 _REQUESTS = 4
-# What the backend takes as its stripe.
-_PAGE_BYTES = 4096
-
-
-def _whole_pages(_options: object, attribute: Attribute[Bytes], value: Bytes) -> None:
-    if value <= 0 or value % _PAGE_BYTES or value > 1 << 30:
-        raise ValueError(f"{attribute.name!r} must be a multiple of {_PAGE_BYTES} bytes, at most 1 GiB: {value}")
+_OPTION_OF = {"'stripe_bytes'": "--block", "'queue_depth'": "--depth"}
+"""What is given to the backend under another name: its bounds are its own, and told in the user's words."""
 
 
 @frozen(kw_only=True)
@@ -67,8 +62,8 @@ class StorageBenchOptions:
 
     directories: tuple[Path, ...] = field(validator=min_len(1))
     size_bytes: Bytes = field(default=Bytes(2 << 30), validator=gt(Bytes(0)))
-    block_bytes: Bytes = field(default=Bytes(1 << 20), validator=_whole_pages)
-    depth: int = field(default=32, validator=and_(ge(1), le(1024)))
+    block_bytes: Bytes = field(default=Bytes(1 << 20), validator=gt(Bytes(0)))
+    depth: int = field(default=32, validator=ge(1))
     engine: str = field(default="auto", validator=in_(["auto", "io_uring", "libaio", "threads"]))
     rounds: int = field(default=9, validator=ge(1))
     seconds: float = field(default=1.0, validator=gt(0))
@@ -217,12 +212,18 @@ def _temporary_place(directory: Path) -> Iterator[Path]:
 
 
 def _open(registry: Registry, options: StorageBenchOptions, places: Sequence[Path]) -> Storage:
-    config = registry.find(Kind.STORAGE, _BACKEND).config(
-        directories=tuple(places),
-        engine=options.engine,
-        stripe_bytes=options.block_bytes,
-        queue_depth=options.depth,
-    )
+    try:
+        config = registry.find(Kind.STORAGE, _BACKEND).config(
+            directories=tuple(places),
+            engine=options.engine,
+            stripe_bytes=options.block_bytes,
+            queue_depth=options.depth,
+        )
+    except ValueError as error:
+        message = str(error.args[0])
+        for key, option in _OPTION_OF.items():
+            message = message.replace(key, option)
+        raise ConfigError(message) from None
     return registry.open_backend(Kind.STORAGE, _BACKEND, config, namespace="bench", default_directory=places[0])
 
 

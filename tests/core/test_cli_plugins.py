@@ -173,10 +173,10 @@ def test_an_interrupt_exits_with_130(monkeypatch):
     ("arguments", "line"),
     [
         (["bench", "storage", "--size", "1Gib", "--depth", "0"], "error: lohan bench: depth: must be >= 1: 0\n"),
-        (["bench", "storage", "--depth", "5000"], "error: lohan bench: depth: must be <= 1024: 5000\n"),
+        (["bench", "storage", "--depth", "5000"], "error: --depth must be <= 1024: 5000\n"),
         (
             ["bench", "storage", "--block", "5000", "--size", "10000"],
-            "error: lohan bench: block_bytes: must be a multiple of 4096 bytes, at most 1 GiB: 5000\n",
+            "error: --block must be a multiple of 4096 bytes, at most 1 GiB: 5000\n",
         ),
         (["bench", "adam", "--rounds", "0"], "error: lohan bench: rounds: must be >= 1: 0\n"),
         (["train", "absent.yaml"], "error: absent.yaml: cannot read the config file: No such file or directory\n"),
