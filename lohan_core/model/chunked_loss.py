@@ -20,10 +20,13 @@ from torch.nn import functional
 __all__ = ["CASTS", "SLICE_BYTES", "HeadLoss", "Transform", "chunked_cross_entropy", "slice_rows"]
 
 SLICE_BYTES = 512 * 2**20
-"""What a slice's logits take in fp32. Three and a half times as much exists at the worst moment, in backward.
+"""What a slice's logits take in fp32, at most. Three and a half times that exists at the worst moment, in backward."""
 
-Half of it would do, but each slice reads and writes the sum of the head's gradient once: with 512 tokens at a time,
-that takes half as long as their products do.
+SLICE_TOKENS = 2048
+"""Tokens of a slice, at most.
+
+Fewer would do, but each slice reads and writes the sum of the head's gradient once: with 512 tokens at a time, that
+takes half as long as their products do, whatever the vocabulary. More would save less than what the memory is good for.
 """
 
 _TILE = 128
@@ -71,7 +74,7 @@ class HeadLoss:
 
 
 def slice_rows(width: int) -> int:
-    """Return how many rows of ``width`` fp32 values make a slice."""
+    """Return how many rows of ``width`` fp32 values a slice has room for."""
     rows = max(1, SLICE_BYTES // (4 * width))
     return rows - rows % _TILE if rows > _TILE else rows
 
@@ -86,7 +89,7 @@ def chunked_cross_entropy(head: HeadLoss) -> Tensor:
         return apply(head.hidden, head.weight, head.bias, head)
     predicted = head.predicted
     loss = head.hidden.new_zeros((), dtype=torch.float32)
-    for part in _slices(len(head.labels), len(head.weight)):
+    for part in _token_slices(head):
         loss += _slice_loss(head, _logits(head, part), part, predicted)
     return loss
 
@@ -103,7 +106,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight=torch.zeros_like(weight, dtype=torch.float32),
             bias=None if bias is None else torch.zeros_like(bias, dtype=torch.float32),
         )
-        for part in _slices(len(head.labels), len(weight)):
+        for part in _token_slices(head):
             loss += _add_slice(head, part, predicted, gradients)
         ctx.gradients, ctx.dtype = gradients, weight.dtype
         return loss
@@ -130,8 +133,11 @@ class _Gradients:
     bias: Tensor | None
 
 
-def _slices(rows: int, width: int) -> Iterator[slice]:
-    step = slice_rows(width)
+def _token_slices(head: HeadLoss) -> Iterator[slice]:
+    return _slices(len(head.labels), min(slice_rows(len(head.weight)), SLICE_TOKENS))
+
+
+def _slices(rows: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
@@ -156,7 +162,8 @@ def _add_slice(head: HeadLoss, part: slice, predicted: Tensor, gradients: _Gradi
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.mm(gradient, head.weight, out=gradients.hidden[part])
     # In pieces, so that no second matrix of the head's size comes to be.
-    for rows in _slices(*head.weight.shape):
+    vocabulary, width = head.weight.shape
+    for rows in _slices(vocabulary, slice_rows(width)):
         gradients.weight[rows] += gradient[:, rows].T @ head.hidden[part]
     if gradients.bias is not None:
         gradients.bias.add_(gradient.sum(0, dtype=torch.float32))

@@ -143,10 +143,12 @@ def test_memory_is_that_of_a_slice_and_of_the_gradients(monkeypatch):
     head_bytes = vocabulary * width * 4
     assert peak(*wide(Loss.WHOLE)) > 2 * logits_bytes + head_bytes
     assert peak(*wide(Loss.CHUNKED)) < head_bytes + 5 * chunked_loss.SLICE_BYTES + 40 * tokens * width * 4
-    with monkeypatch.context() as context:
-        context.setattr(chunked_loss, "SLICE_BYTES", 2 * chunked_loss.SLICE_BYTES)
-        twice = peak(*wide(Loss.CHUNKED))
-    assert twice - peak(*wide(Loss.CHUNKED)) > 2 * chunked_loss.SLICE_BYTES
+    four_tokens = peak(*wide(Loss.CHUNKED))
+    slice_bytes = chunked_loss.SLICE_BYTES
+    monkeypatch.setattr(chunked_loss, "SLICE_BYTES", 2 * slice_bytes)
+    assert peak(*wide(Loss.CHUNKED)) - four_tokens > 2 * slice_bytes
+    monkeypatch.setattr(chunked_loss, "SLICE_TOKENS", 4)
+    assert peak(*wide(Loss.CHUNKED)) == four_tokens
 
 
 def test_a_measured_profile_shows_it(monkeypatch):
