@@ -12,7 +12,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 
 __all__ = ["BlockPlan", "Budget", "Plan", "Tier", "Update", "Workload", "plannable_gpu_bytes", "plannable_host_bytes"]
 
-ALLOCATOR_SHARE = 16
+ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR = 16, 2**29
 SYSTEM_SHARE, MOST_FOR_SYSTEM = 16, 8 * 2**30
 
 
@@ -51,10 +51,11 @@ class Budget:
 def plannable_gpu_bytes(gpu_bytes: int) -> int:
     """Return what of a GPU's memory a plan may use.
 
-    A sixteenth is left to what no plan can count: the allocator's rounding and fragments, and the workspaces of
-    libraries. (A plan that filled 24 GiB to the last byte found 1.7 GiB of them in fragments.)
+    A sixteenth, at most 512 MiB, is left to what no plan counts: the workspaces of libraries, kernels that are loaded
+    when they are first used, and what the allocator rounds up. (Its fragments are counted:
+    :func:`lohan_core.schedule.sizes.with_fragments`.)
     """
-    return gpu_bytes - gpu_bytes // ALLOCATOR_SHARE
+    return gpu_bytes - min(gpu_bytes // ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR)
 
 
 def plannable_host_bytes(host_bytes: int) -> int:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import torch
 
 from lohan_core.config.sections import Config
+from lohan_core.engine.lanes import Lanes
 from lohan_core.errors import PlanError
 from lohan_core.model.choices import Loss
+from lohan_core.schedule.task import Op, Schedule, Task
 
-__all__ = ["cap_device_memory", "in_short", "out_of_memory_told", "smaller_block"]
+__all__ = ["cap_device_memory", "in_short", "out_of_memory_told", "settle_device_memory", "smaller_block"]
 
 ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
 ALLOCATOR_SETTINGS = "expandable_segments:True"
@@ -57,6 +59,24 @@ def cap_device_memory(config: Config, device: torch.device) -> None:
     cap = config.memory.gpu
     share = 1.0 if cap is None else min(1.0, cap / torch.cuda.get_device_properties(device).total_memory)
     torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def settle_device_memory(lanes: Lanes, device: torch.device, dtype: torch.dtype) -> None:
+    """Leave on the device only what stays, and nothing of that among what will come and go.
+
+    What start-up held for a while is given back, because no other stream could use it. Then cuBLAS takes its
+    workspaces, which every thread has for every stream, and keeps: taken by the first matrix product of a step they
+    would lie between activations, and cut in two the pages that larger ones need later.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.empty_cache()
+    square = torch.ones(16, 16, dtype=dtype, device=device, requires_grad=True)
+
+    def multiply(_: Task) -> None:
+        (square @ square).sum().backward()  # backward runs on a thread of autograd's
+
+    lanes.execute(Schedule(tasks=(Task(index=0, op=Op.FORWARD),), pools={}), {Op.FORWARD: multiply})
 
 
 def _set_allocator(settings: str) -> None:

@@ -11,6 +11,7 @@ from attrs import define
 from lohan_core.engine.activations import Activations
 from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.compute import Compute
+from lohan_core.engine.device_memory import settle_device_memory
 from lohan_core.engine.fill import fill_record
 from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action, Lanes
@@ -159,5 +160,6 @@ def build_machinery(
             activations=activations,
             updates=updates,
         )
+        settle_device_memory(lanes, device, dtype)
         on_failure.pop_all()
     return machinery

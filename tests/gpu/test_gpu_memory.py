@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny_lms import make_batch
 from tiny_runs import open_run
+from transformers import AutoConfig
 
+from lohan_core.data.batches import Batch
 from lohan_core.errors import PlanError
 from lohan_core.plan import Tier
 
@@ -42,6 +44,39 @@ def test_steps_take_no_more_than_the_plan_reckoned(tmp_path, models, cuda, plann
             engine.step(batch, lr=1e-3)
         taken = torch.cuda.max_memory_allocated(cuda) - before - workspaces
         assert taken <= engine.schedule.bytes_on(Tier.GPU)
+
+
+def test_a_plan_that_fills_the_gpu_leaves_the_allocator_room_for_its_fragments(tmp_path, cuda):
+    cap_bytes = 3 * 2**30
+    model = AutoConfig.for_model(
+        "llama",
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=32000,
+    )
+    model.save_pretrained(tmp_path / "model")
+    tokens = torch.randint(32000, (8, 1024), generator=torch.Generator().manual_seed(0))
+    batch = Batch.of([{"input_ids": tokens, "labels": tokens}], tokens=tokens.numel())
+    sections = {
+        "model": {"weights": "random"},
+        "run": {"device": "cuda", "dtype": "bfloat16"},
+        "memory": {"gpu": cap_bytes, "chunk": "16MiB"},
+        "optimizer": {"backend": "cpuadam", "max_grad_norm": 1.0},
+        "planner": {"backend": "greedy", "states": "host"},
+        "profiler": {"backend": "measured", "cache": False},
+    }
+    with open_run(tmp_path / "run", tmp_path / "model", batch, **sections) as engine:
+        kept = [candidate for block in engine.plan.blocks for candidate in block.keep]
+        assert 0 < len(kept) < sum(len(block.candidates) for block in engine.profile.blocks)
+        assert engine.schedule.bytes_on(Tier.GPU) > 0.95 * engine.budget.gpu_bytes
+        engine.step(batch, lr=1e-5)
+        before = allocator_state(cuda)
+        for _ in range(3):
+            engine.step(batch, lr=1e-5)
+        assert allocator_state(cuda)["num_alloc_retries"] == before["num_alloc_retries"]
 
 
 def device_pool_bytes(engine):

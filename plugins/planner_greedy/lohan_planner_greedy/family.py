@@ -27,6 +27,7 @@ from lohan_core.lane_model import Phase, update_phase, weight_loads
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
+from lohan_core.schedule.sizes import FRAGMENTS_SHARE, with_fragments
 from lohan_core.schedule.task import Schedule
 from lohan_planner_greedy.items import Item
 
@@ -169,12 +170,13 @@ class Family:
     def fixed_gpu_bytes(self) -> int:
         """Device bytes that every plan takes."""
         inputs = sum(item.bytes for item in self.items if item.candidate is None)
-        return self._memory(host_states=0).bytes_on(Tier.GPU) - self.workload.micro_batches * inputs
+        return self._memory(host_states=0).bytes_on(Tier.GPU) - with_fragments(self.workload.micro_batches * inputs)
 
     def gpu_bytes(self, kept: int) -> Integers:
         """Device bytes with 0, 1, ..., ``kept`` of the kept items on the GPU."""
-        held = self.workload.micro_batches * _before(self.item_bytes[:kept])
-        return self.fixed_gpu_bytes + held + IN_FLIGHT * self._largest_block(slice(0, kept))
+        held: Integers = self.workload.micro_batches * _before(self.item_bytes[:kept])
+        held += IN_FLIGHT * self._largest_block(slice(0, kept))
+        return self.fixed_gpu_bytes + held + held // FRAGMENTS_SHARE
 
     def host_activation_bytes(self, rest: slice) -> Integers:
         """Host bytes that activations take with the first 0, 1, ... of ``rest`` in host memory, the others on ssd."""

@@ -43,7 +43,7 @@ from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
-from lohan_core.schedule.sizes import saving_bytes
+from lohan_core.schedule.sizes import FRAGMENTS_SHARE, saving_bytes, with_fragments
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 from lohan_planner_ilp.groups import Group, spread_evenly
 from lohan_planner_ilp.program import Linear, Program, total
@@ -52,6 +52,7 @@ from lohan_planner_ilp.updates import GroupUpdates, all_wait, declare_updates
 __all__ = ["Formulation", "Freedom"]
 
 IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
+WITH_FRAGMENTS = 1 + 1 / FRAGMENTS_SHARE  # of what comes and goes on the GPU
 MIB = float(2**20)
 SAME = 1e-10  # a step is as short as another if it is not longer by more than this part of it
 INPUT = -1
@@ -203,7 +204,7 @@ class Formulation:
         buffers = self._buffers()
         fixed, state_buffers = self._fixed_bytes(saving)
         used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
-        used[Tier.GPU].append(IN_FLIGHT * buffers.moved)
+        used[Tier.GPU].append(WITH_FRAGMENTS * IN_FLIGHT * buffers.moved)
         used[Tier.HOST].append(SPILL_SLOTS * buffers.spilled)
         used[Tier.HOST].append(state_buffers / MIB * buffers.any_on_ssd)
         used[Tier.HOST].append(saving / MIB * buffers.any_in_memory)
@@ -219,7 +220,8 @@ class Formulation:
             used[Tier.SSD].append(weights / MIB * variables.updates.ssd_gradients)
             for index, tiers in variables.placed.items():
                 for tier, count in tiers.items():
-                    used[tier].append(workload.micro_batches * variables.bytes[index] / MIB * count)
+                    share = WITH_FRAGMENTS if tier is Tier.GPU else 1.0
+                    used[tier].append(share * workload.micro_batches * variables.bytes[index] / MIB * count)
         available = {
             Tier.GPU: self.budget.gpu_bytes,
             Tier.HOST: self.budget.host_bytes,
@@ -274,7 +276,7 @@ class Formulation:
         gradients = weights if all_wait(self.workload) else 0
         without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - saving
         fixed = {
-            Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - self.workload.micro_batches * inputs,
+            Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - with_fragments(self.workload.micro_batches * inputs),
             Tier.HOST: without_buffers,
             Tier.SSD: waiting[Tier.SSD].bytes_on(Tier.SSD),
         }
