@@ -47,12 +47,12 @@ def test_steps_take_no_more_than_the_plan_reckoned(tmp_path, models, cuda, plann
 
 
 def test_a_plan_that_fills_the_gpu_leaves_the_allocator_room_for_its_fragments(tmp_path, cuda):
-    cap_bytes = 3 * 2**30
+    cap_bytes = 6 * 2**30
     model = AutoConfig.for_model(
         "llama",
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=12,
+        num_hidden_layers=24,
         num_attention_heads=8,
         num_key_value_heads=2,
         vocab_size=32000,
