@@ -37,7 +37,7 @@ class GreedyConfig:
             time nor states in host memory.
         finalists: How many plans are simulated in the end: the search's best, its best without activations on the
             drives, and others that keep less and more; beside them, where no update need wait, the best that defers
-            some. With 1 the search decides alone.
+            some, and where they say that a shorter step lies between them, what does. With 1 the search decides alone.
         states: Where weights and optimizer states live: `auto` decides block by block, and may put those of layers on
             the GPU, where the optimizer can update them there; `ssd` and `host` put all of them there.
     """

@@ -17,8 +17,9 @@ from lohan_core.units import format_bytes
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.items import rank_items
+from lohan_planner_greedy.looks import Course, finalists, shortest
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
-from lohan_planner_greedy.search import SHORTER, Graded, Search, finalists, first_shortest, kept_lengths
+from lohan_planner_greedy.search import SHORTER, Graded, Search, first_shortest, kept_lengths
 
 __all__ = ["FamilyPlanner", "Strategy", "capuchin", "g10", "greedy", "recompute_all", "zero"]
 
@@ -67,19 +68,19 @@ class FamilyPlanner(Planner):
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
         best, *others = self._families(family, budget)
-        choices = [(best, choice) for choice in self._choices(best, budget, strategy.finalists)]
-        choices += [(other, choice) for other in others for choice in self._choices(other, budget, 1)]
-        plans = [
-            require_feasible(
-                a_family.plan(strategy.name, choice, _describe(a_family, choice)), profile, workload, budget
-            )
-            for a_family, choice in choices
-        ]
-        if not plans:
+        courses = [self._course(best, budget, strategy.finalists)]
+        courses += [self._course(other, budget, 1) for other in others]
+        courses = [course for course in courses if course.curve]
+        if not courses:
             raise self._infeasible(family, self._counts(family), budget)
-        if len(plans) == 1:
-            return plans[0]
-        return min(plans, key=lambda plan: evaluate(plan, profile, workload, budget).seconds)
+
+        def plan(course: Course, choice: Choice) -> Plan:
+            a_plan = course.family.plan(strategy.name, choice, _describe(course.family, choice))
+            return require_feasible(a_plan, profile, workload, budget)
+
+        if strategy.finalists == 1:
+            return plan(courses[0], courses[0].choices[0])
+        return shortest(courses, plan, lambda a_plan: evaluate(a_plan, profile, workload, budget).seconds)
 
     def _counts(self, family: Family) -> BlockCounts:
         return family.block_counts(all_states=self._strategy.all_states, balances=self._strategy.balances)
@@ -124,8 +125,8 @@ class FamilyPlanner(Planner):
                 if curve:
                     yield candidate, first_shortest(curve).seconds
 
-    def _choices(self, family: Family, budget: Budget, count: int) -> Sequence[Choice]:
-        """Return the search's best if ``count`` is 1, or what is worth a simulation; nothing if nothing fits.
+    def _course(self, family: Family, budget: Budget, count: int) -> Course:
+        """Search a family; choose its best if ``count`` is 1, or what is worth a simulation; nothing if nothing fits.
 
         The lane model does not see that what waits on the drives arrives behind what updates read, nor that forward
         looks only a few layers ahead for the work that deferred updates give it. So the best plans that do without
@@ -134,18 +135,19 @@ class FamilyPlanner(Planner):
         strategy, counts = self._strategy, self._counts(family)
         curve = self._curve(family, strategy.tiers, counts, budget)
         if not curve:
-            return []
+            return Course(family, curve, [])
         best = first_shortest(curve).choice
         if count == 1:
-            return [best]
+            return Course(family, curve, [best])
         chosen = [best]
         soon = counts.deferring_at_most(counts.must_defer)
         if best.deferred > counts.must_defer:
             fewer = counts.deferring_at_most((counts.must_defer + best.deferred) // 2)
             chosen.append(first_shortest(self._curve(family, strategy.tiers, fewer, budget)).choice)
-            curve = self._curve(family, strategy.tiers, soon, budget)
+        at_once = curve if len(chosen) == 1 else self._curve(family, strategy.tiers, soon, budget)
         without_drives = self._curve(family, strategy.tiers - {Tier.SSD}, soon, budget)
-        return list(dict.fromkeys([*chosen, *finalists([curve, without_drives], count)]))
+        chosen += finalists([at_once, without_drives], count)
+        return Course(family, curve, list(dict.fromkeys(chosen)))
 
     def _curve(self, family: Family, tiers: frozenset[Tier], counts: BlockCounts, budget: Budget) -> Sequence[Graded]:
         strategy = self._strategy

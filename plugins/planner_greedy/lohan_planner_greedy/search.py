@@ -17,7 +17,7 @@ from lohan_core.plan import Budget, Tier
 from lohan_planner_greedy.family import BlockCounts, Choice, Family
 from lohan_planner_greedy.objective import Objective
 
-__all__ = ["SHORTER", "Graded", "Search", "finalists", "first_shortest", "kept_lengths"]
+__all__ = ["SHORTER", "Graded", "Search", "first_shortest", "kept_lengths"]
 
 Integers = NDArray[np.int64]
 
@@ -114,17 +114,3 @@ def first_shortest(curve: Sequence[Graded]) -> Graded:
     """Return where the step stops getting shorter: of equal steps, the one that keeps least."""
     least = min(graded.seconds for graded in curve)
     return next(graded for graded in curve if graded.seconds <= least / SHORTER)
-
-
-def finalists(curves: Sequence[Sequence[Graded]], count: int) -> list[Choice]:
-    """Return up to ``count`` choices that are worth a closer look, without repetition.
-
-    The first shortest step of every curve, in their order, and then others evenly from the least kept to the most, on
-    the last of them.
-    """
-    curves = [curve for curve in curves if curve]
-    *_, last = curves
-    chosen = [first_shortest(curve).choice for curve in curves][:count]
-    further = count - len(chosen)
-    chosen += [last[round(step * (len(last) - 1) / max(1, further - 1))].choice for step in range(further)]
-    return list(dict.fromkeys(chosen))

@@ -21,7 +21,7 @@ from lohan_planner_greedy.items import offloading_benefit, rank_items
 from lohan_planner_greedy.objective import LaneObjective
 from lohan_planner_greedy.planner import greedy
 from lohan_planner_greedy.plugin import lohan_planner
-from lohan_planner_greedy.search import MOST_LENGTHS, Graded, Search, finalists, first_shortest, kept_lengths
+from lohan_planner_greedy.search import MOST_LENGTHS, Graded, Search, first_shortest, kept_lengths
 
 BACKENDS = {backend.name: backend for backend in lohan_planner()}
 STRATEGIES = ("zero", "capuchin", "g10", "recompute_all")
@@ -320,18 +320,6 @@ def test_it_stops_at_the_first_of_equal_steps():
 
     curve = [graded(1, 3.0), graded(2, 2.0), graded(3, 2.0), graded(4, 2.5)]
     assert first_shortest(curve).choice.kept == 2
-
-
-def test_finalists_are_the_best_of_every_curve_and_others_from_end_to_end():
-    def choice(kept):
-        return Choice(kept=kept, gpu_cut=0, host_cut=0, host_states=0, host_gradients=0, deferred=0)
-
-    first = [Graded(seconds, choice(kept)) for kept, seconds in enumerate([3.0, 1.0, 2.0])]
-    second = [Graded(seconds, choice(kept)) for kept, seconds in enumerate([3.0, 2.5, 2.6, 2.7, 2.8])]
-    assert [c.kept for c in finalists([first], 1)] == [1]
-    assert [c.kept for c in finalists([first, second], 1)] == [1]
-    assert [c.kept for c in finalists([first, second], 5)] == [1, 0, 2, 4]
-    assert [c.kept for c in finalists([first, []], 3)] == [1, 0, 2]
 
 
 def test_states_compete_with_activations_for_host_memory():
