@@ -41,7 +41,7 @@ class GpuPeak:
 
         self._device = device
         self._cuda = torch.cuda if device.type == "cuda" else None
-        self._reserved_bytes = 0
+        self._reserved_bytes = self._retries = 0
         if self._cuda is not None:
             self._cuda.empty_cache()
             self._cuda.reset_peak_memory_stats(device)
@@ -51,6 +51,15 @@ class GpuPeak:
         if self._cuda is not None:
             self._reserved_bytes = self._cuda.max_memory_reserved(self._device)
             self._cuda.reset_peak_memory_stats(self._device)
+            self._retries = self._count_retries()
+
+    def retries(self) -> int:
+        """How often the allocator ran out and gave all free pages back before it went on, since steps began."""
+        return 0 if self._cuda is None else self._count_retries() - self._retries
+
+    def _count_retries(self) -> int:
+        assert self._cuda is not None  # noqa: S101 - asked for a GPU only
+        return int(self._cuda.memory_stats(self._device)["num_alloc_retries"])
 
     def allocated_bytes(self) -> int:
         """Most that was allocated at a time, since steps began."""

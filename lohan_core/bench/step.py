@@ -317,6 +317,7 @@ class _Bench:
             planned_gpu_bytes=planned[Tier.GPU],
             step_gpu_bytes=memory.allocated_bytes(),
             peak_gpu_bytes=memory.reserved_bytes(),
+            gpu_retries=memory.retries(),
             planned_host_bytes=planned[Tier.HOST],
             pinned_bytes=pinned_bytes(),
             start_host_bytes=start_host_bytes,

@@ -72,10 +72,12 @@ class StepBenchRow:
     the longer of both. ``predicted_*`` are the simulation's of the same schedule; ``departure`` is by which share of
     the prediction the step was longer.
 
-    ``planned_*_bytes`` are what the plan reckons with on each tier. ``step_gpu_bytes`` is what was allocated on the GPU
-    at most during the steps, ``peak_gpu_bytes`` what torch's allocator took from the device at most, profiling
-    included. ``pinned_bytes`` is what was registered with the driver; ``start_host_bytes`` the process's resident
-    memory before the run was opened, and ``peak_host_bytes`` its most so far, start-up and pinned pages included.
+    ``planned_*_bytes`` are what the plan reckons with on each tier, on the GPU with the allocator's fragments.
+    ``step_gpu_bytes`` is what was allocated there at most during the steps, ``peak_gpu_bytes`` what torch's allocator
+    took from the device at most, profiling included. ``gpu_retries``: how often in all steps it ran out and gave all
+    free pages back before it went on; each time all streams stop. ``pinned_bytes`` is what was registered with the
+    driver; ``start_host_bytes`` the process's resident memory before the run was opened, and ``peak_host_bytes`` its
+    most so far, start-up and pinned pages included.
 
     ``drives`` is None where a step moves nothing there, or where they could not be measured, for the reason that
     ``without_drives`` gives; ``plain`` where it was not measured, for the reason that ``without_plain`` gives.
@@ -100,6 +102,7 @@ class StepBenchRow:
     planned_gpu_bytes: int
     step_gpu_bytes: int
     peak_gpu_bytes: int
+    gpu_retries: int
     planned_host_bytes: int
     pinned_bytes: int
     start_host_bytes: int
@@ -210,8 +213,8 @@ def _details(row: StepBenchRow) -> list[str]:
             f"{format_bytes(row.start_host_bytes)} at the start and {format_bytes(row.peak_host_bytes)} at most"
         ),
         (
-            f"GPU: planned {format_bytes(row.planned_gpu_bytes)}, {format_bytes(row.step_gpu_bytes)} in steps; drives: "
-            f"planned {format_bytes(row.planned_ssd_bytes)}"
+            f"GPU: planned {format_bytes(row.planned_gpu_bytes)}, {format_bytes(row.step_gpu_bytes)} in steps, "
+            f"allocator ran out {row.gpu_retries} times; drives: planned {format_bytes(row.planned_ssd_bytes)}"
         ),
         f"loss of step {len(row.losses)}: {row.losses[-1]:.6f}{plain_loss}",
     ]

@@ -44,5 +44,6 @@ def test_a_small_workload_beside_plain_pytorch(tmp_path, workload):
     assert row.plain.peak_gpu_bytes > 0
     assert 0 < row.pinned_bytes - before <= row.planned_host_bytes
     assert 0 < row.step_gpu_bytes <= row.peak_gpu_bytes
+    assert row.gpu_retries == 0
     assert (row.drives is None) == (workload == "smoke")
     assert pinned_bytes() == before
