@@ -15,11 +15,12 @@ from lohan_core.backend import Kind
 from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config, Durability
 from lohan_core.engine.compiling import compile_layers
-from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
+from lohan_core.engine.device_memory import out_of_memory_told
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
 from lohan_core.engine.parts import (
+    Parts,
     Report,
     make_store,
     open_parts,
@@ -56,6 +57,7 @@ def open_engine(
     plan: Plan | None = None,
     workload: Workload | None = None,
     report: Report = _say_nothing,
+    parts: Parts | None = None,
 ) -> Engine:
     """Open a run: cut the model, open the backends, make or verify the store, measure, plan, and reserve all memory.
 
@@ -67,15 +69,14 @@ def open_engine(
         plan: carry this plan out instead of asking the planner.
         workload: what ``plan`` was made for, if that is not what the config says: with fewer slots on the GPU, say.
         report: told how long steps go.
+        parts: the config's parts, where they were opened before there was a sample; closed if this fails.
 
     Raises:
         LohanError: anything that the user can mend; the store is as it was.
     """
     registry = registry or load_registry()
-    device = resolve_device(config.run.device)
-    cap_device_memory(config, device)
     with out_of_memory_told(config.model.loss), ExitStack() as on_failure:
-        parts = open_parts(config, registry, device)
+        parts = parts or open_parts(config, registry, resolve_device(config.run.device))
         on_failure.callback(parts.close)
         parts.directory.require_kept()
         whole = {**store_identity(config, parts), **(identity or {})}

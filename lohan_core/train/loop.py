@@ -20,6 +20,7 @@ from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.engine.assemble import resolve_device
+from lohan_core.engine.parts import open_parts
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
@@ -55,13 +56,15 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
     if config.run.tensorboard:
         require_tensorboard()
     with ExitStack() as stack:
-        # Mistakes in these are not to be found after hours of tokenising.
-        resolve_device(config.run.device)
+        # Mistakes in these, and in the parts below, are not to be found after hours of tokenising.
+        device = resolve_device(config.run.device)
         planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
         registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         _prepare_directory(config)
         progress = stack.enter_context(RunProgress(console))
         stop = stack.enter_context(StopRequest(console))
+        parts = open_parts(config, registry, device)
+        stack.callback(parts.close)
         training = open_run_dataset(config, config.data.train)
         progress.say(f"{config.data.train.name}: {training.report}")
         evaluation = None
@@ -83,6 +86,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
                 registry=registry,
                 identity=_data_identity(config, training),
                 report=progress.show,
+                parts=parts,
             )
         )
         for line in engine.description:

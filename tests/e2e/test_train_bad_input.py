@@ -93,6 +93,14 @@ MISTAKES = {
         ["profiler={backend: file, hardware: rtx4090}", "data.train=WRONG/none.jsonl"],
         ["profiler.hardware", "Did you mean 'rtx-4090'"],
     ),
+    "no such drive, and no data": (
+        ["storage.directories=[WRONG/none]", "data.train=WRONG/none.jsonl"],
+        ["storage.directories", "WRONG/none", "does not exist"],
+    ),
+    "no flash-attn here": (
+        ["model.attention=flash", "data.train=WRONG/none.jsonl"],
+        ["model.attention", "flash-attn", "auto"],
+    ),
     "no such planner to mix": (
         ["planner.backend=mixed", "planner.activations=gredy", "planner.states=greedy", "data.train=WRONG/none.jsonl"],
         ["planner.activations", "greedy"],
