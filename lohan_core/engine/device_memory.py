@@ -1,4 +1,4 @@
-"""The user's cap on device memory: enforced by torch's allocator, and named where it is too little."""
+"""Device memory as torch's allocator has it: capped as the user says, settled before steps, named where too little."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from attrs import define
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config, Durability, FirstWeights
 from lohan_core.engine.cores import update_threads
-from lohan_core.engine.device_memory import cap_device_memory
+from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.fill import fill_store
 from lohan_core.engine.model import build_model
 from lohan_core.engine.states import StateFormat
@@ -85,7 +85,8 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
         LohanError: anything that the user can mend. Nothing is left open then.
     """
     cap_device_memory(config, device)
-    model, checkpoint, attention = _open_model(config, device)
+    with out_of_memory_told(config.model.loss):
+        model, checkpoint, attention = _open_model(config, device)
     optimizer = registry.open_backend(
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
     )

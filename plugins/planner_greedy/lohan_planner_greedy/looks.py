@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
-from attrs import field, frozen
+from attrs import define, field
 
 from lohan_core.plan import Plan
 from lohan_planner_greedy.family import Choice, Family
@@ -24,7 +24,7 @@ ROUNDS = 3
 """How often the distance to the nearest plans that were simulated is halved."""
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Course:
     """A family's best choice for each length of the list, and those of them, or others, that are simulated first."""
 

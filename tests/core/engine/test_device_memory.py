@@ -14,6 +14,7 @@ from lohan_core.config.load import config_from_mapping
 from lohan_core.engine import device_memory
 from lohan_core.engine.device_memory import cap_device_memory, in_short
 from lohan_core.engine.engine import Engine
+from lohan_core.engine.parts import open_parts
 from lohan_core.engine.subject import open_subject
 from lohan_core.errors import PlanError
 from lohan_core.model.choices import Loss
@@ -81,6 +82,12 @@ def test_running_out_of_memory_while_profiling_names_the_keys(configure, registr
         f"memory.gpu: too little for one block of the model ({SHORT}); lower run.micro_batch_size or {remedy}, or "
         "raise memory.gpu"
     )
+
+
+def test_running_out_of_memory_before_there_is_a_sample_names_the_key(configure, registry, monkeypatch):
+    monkeypatch.setattr("lohan_core.engine.parts.build_model", Mock(side_effect=OUT_OF_MEMORY))
+    with pytest.raises(PlanError, match=r"memory\.gpu: too little"):
+        open_parts(configure(), registry, torch.device("cpu"))
 
 
 def test_running_out_of_memory_in_a_step_names_the_keys():
