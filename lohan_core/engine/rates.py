@@ -245,7 +245,7 @@ def _make_update(optimizer: Optimizer, form: StateFormat, chunk_elements: int) -
     size = max(LEAST_UPDATE_BYTES, CACHES * largest_cache_bytes())
     elements = size // form.record_bytes(BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
     record = form.open_record(allocate_host(form.record_bytes(elements), pin=False), elements)
-    gradient = torch.full((elements,), 1e-3, dtype=form.dtypes[WEIGHTS])
+    gradient = record.values[WEIGHTS].fill_(1e-3)  # where states in host memory have it
     parameters = Hyperparameters(step=1, lr=1e-4, weight_decay=0.0)
 
     def run() -> None:
