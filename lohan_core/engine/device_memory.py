@@ -64,12 +64,14 @@ def cap_device_memory(config: Config, device: torch.device) -> None:
 def settle_device_memory(lanes: Lanes, device: torch.device, dtype: torch.dtype) -> None:
     """Leave on the device only what stays, and nothing of that among what will come and go.
 
-    What start-up held for a while is given back, because no other stream could use it. Then cuBLAS takes its
-    workspaces, which every thread has for every stream, and keeps: taken by the first matrix product of a step they
-    would lie between activations, and cut in two the pages that larger ones need later.
+    What start-up held for a while is given back, because no other stream could use it, and so are the workspaces that
+    cuBLAS has for streams that are no more. Then it takes those of the lanes, which every thread has for every stream,
+    and keeps: taken by the first matrix product of a step they would lie between activations, and cut in two the pages
+    that larger ones need later.
     """
     if device.type != "cuda":
         return
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - torch has no public way
     torch.cuda.empty_cache()
     square = torch.ones(16, 16, dtype=dtype, device=device, requires_grad=True)
 
