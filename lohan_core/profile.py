@@ -69,9 +69,9 @@ class BlockProfile:
     whose parameters it computes with too (the prelude, for a head tied to the embedding). ``input_bytes`` is the
     inter-block activation that enters the block. ``seconds`` and ``flops`` are of one forward, ``recomputed_seconds``
     and ``recomputed_flops`` of what of it backward computes again where nothing is kept: all, unless something is known
-    not to be needed. ``backward_seconds`` is of one backward without recomputation: twice the forward's, unless
-    measured. ``transient_bytes`` is the peak of GPU memory that one backward with recomputation takes beside weights
-    and gradients.
+    not to be needed. ``backward_seconds`` is of one backward without recomputation, with what becomes of its
+    gradients on the GPU: twice the forward's, unless measured. ``transient_bytes`` is the peak of GPU memory that one
+    backward with recomputation takes beside weights and gradients.
     """
 
     name: str

@@ -13,6 +13,7 @@ from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, up
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.profile import BlockProfile, Machine, Profile, Subject
+from lohan_core.schedule.sizes import sums_in_fp32
 
 __all__ = ["free_device_bytes", "machine_name", "measure", "with_free_memory"]
 
@@ -30,8 +31,9 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
     inputs = subject.batch.micro_batches[0]
     form = StateFormat(subject.optimizer, subject.model.dtype)
     rows, length = inputs["input_ids"].shape
+    sums = sums_in_fp32(len(subject.batch.micro_batches), subject.model.dtype.itemsize)
     subject.report(PROFILING, 0, PARTS)
-    blocks = trace_model(subject.model, inputs, device)
+    blocks = trace_model(subject.model, inputs, device, sums=sums)
     subject.report(PROFILING, 1, PARTS)
     h2d, d2h = copy_rates(device, seconds)
     subject.report(PROFILING, 2, PARTS)

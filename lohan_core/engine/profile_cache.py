@@ -19,12 +19,13 @@ from attrs import frozen
 from lohan_core.engine.measure import machine_name
 from lohan_core.errors import ConfigError
 from lohan_core.profile import Profile, Subject
+from lohan_core.schedule.sizes import sums_in_fp32
 
 __all__ = ["ProfileCache"]
 
 _log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 """Of what is measured, and how it is written. A profile of another version is measured anew."""
 
 
@@ -64,6 +65,7 @@ class ProfileCache:
             "model": [str(model.dtype), model.attention, model.loss, model.model.config.to_json_string(use_diff=False)],
             "compiled": model.compiled is not None,
             "batch": {name: list(tensor.shape) for name, tensor in inputs.items()},
+            "sums": sums_in_fp32(len(subject.batch.micro_batches), model.dtype.itemsize),
             "chunk_elements": subject.chunk_elements,
             "seconds": seconds,
         }

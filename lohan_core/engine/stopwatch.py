@@ -29,6 +29,7 @@ __all__ = [
     "looks",
     "make_stopwatch",
     "saving_nothing",
+    "sustain",
     "whole_seconds",
     "with_backward",
     "with_gradients",
@@ -40,7 +41,10 @@ LOOK_SECONDS = 0.15
 """A block is looked at for about so long: on a busy machine most looks are of something else."""
 
 WARM_UP_SECONDS = 0.3
-"""A GPU works on a block for about so long before it is timed: its clocks fall under load."""
+"""A GPU works on a block for about so long before it is timed, and while it is."""
+HEATING = 5
+"""And for so many times as long on a layer's backward before the layer is timed at all: only after a second or so of
+full load does a GPU lower its clocks to what its power limit allows. (An H200 at 700 W: 4 % lower from then on.)"""
 
 HEAD_START_SECONDS = 0.05
 """For about so long a GPU is kept from beginning with a block's operators: several times what launching them takes."""
@@ -140,6 +144,12 @@ def whole_seconds(run: Callable[[], object], device: torch.device, warm_up_secon
     return median(rounds)
 
 
+def sustain(run: Callable[[], object], device: torch.device, warm_up_seconds: float) -> None:
+    """Bring a GPU's clocks to where a long step has them, by several times ``warm_up_seconds`` of work."""
+    if device.type == "cuda":
+        _sustained_seconds(run, device, HEATING / 2 * warm_up_seconds)
+
+
 def _sustained_seconds(run: Callable[[], object], device: torch.device, warm_up_seconds: float) -> float:
     """Keep the GPU at it for a while, then for as long again; return the seconds of one run in that."""
     torch.cuda.synchronize(device)
@@ -193,18 +203,27 @@ def with_backward(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Ca
     return forward_and_backward
 
 
-def with_gradients(leaves: Mapping[str, Tensor], run: Callable[[], Tensor]) -> Callable[[], None]:
-    """As :func:`with_backward`, gathering the gradients in one flat vector whose norm is taken."""
-    flat = torch.empty_like(torch.cat([leaf.detach().flatten() for leaf in leaves.values()]))
+def with_gradients(leaves: Mapping[str, Tensor], run: Callable[[], Tensor], *, sums: bool) -> Callable[[], None]:
+    """As :func:`with_backward`, with what becomes of the gradients.
+
+    One micro-batch's are gathered in a flat vector whose norm is taken. Those of several are summed in fp32 (``sums``);
+    what then comes once in a step is left out.
+    """
+    flat = torch.zeros_like(
+        torch.cat([leaf.detach().flatten() for leaf in leaves.values()]), dtype=torch.float32 if sums else None
+    )
     sizes = [leaf.numel() for leaf in leaves.values()]
     parts = {name: part.view_as(leaves[name]) for name, part in zip(leaves, flat.split(sizes), strict=True)}
+
+    def forward_backward_and_sum() -> None:
+        _differentiate(leaves, run, lambda name, gradient: parts[name].add_(gradient))
 
     def forward_backward_and_norm() -> None:
         flat.zero_()
         _differentiate(leaves, run, lambda name, gradient: parts[name].copy_(gradient))
         torch.linalg.vector_norm(flat, dtype=torch.float32)
 
-    return forward_backward_and_norm
+    return forward_backward_and_sum if sums else forward_backward_and_norm
 
 
 def _differentiate(

@@ -16,6 +16,7 @@ from lohan_core.engine.stopwatch import (
     WARM_UP_SECONDS,
     looks,
     saving_nothing,
+    sustain,
     whole_seconds,
     with_backward,
     with_gradients,
@@ -50,6 +51,7 @@ def trace_model(
     device: torch.device,
     estimate: Estimate | None = None,
     *,
+    sums: bool = False,
     warm_up_seconds: float = WARM_UP_SECONDS,
 ) -> tuple[BlockProfile, ...]:
     """Profile every block on one micro-batch, looking at identical layers once.
@@ -62,10 +64,11 @@ def trace_model(
         inputs: one micro-batch, with ``labels``.
         device: where the run computes.
         estimate: gives the seconds of an operator instead of a stopwatch; then ``model`` and ``inputs`` may be fake.
+        sums: whether backward adds its gradients, in fp32, to those of other micro-batches.
         warm_up_seconds: how long a GPU works on each block before it is timed, and while it is.
     """
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    look = _Looker(model, device, estimate, warm_up_seconds)
+    look = _Looker(model, device, estimate, sums, warm_up_seconds)
     with seeded(device, 0):
         views = model.random_weights(0)
         with nothing_saved():
@@ -136,6 +139,7 @@ class _Looker:
     model: CutModel
     device: torch.device
     estimate: Estimate | None
+    sums: bool
     warm_up_seconds: float
 
     def at_prelude(self, inputs: Mapping[str, Tensor]) -> _Look:
@@ -178,6 +182,8 @@ class _Looker:
         def run_again() -> Tensor:
             return replayer.run(index, run, {}, operators.saves.count, state)
 
+        if self.estimate is None:
+            sustain(with_backward(leaves, run), self.device, self.warm_up_seconds)
         seconds, times = self._timed(operators, run)
         recomputed = max(0.0, seconds - sum(times[index] for index in operators.left_out))
         look = _Look(
@@ -253,7 +259,7 @@ class _Looker:
         """Time a backward without what it recomputes, with what becomes of its gradients on the same lane."""
         if self.estimate is not None:
             return 2 * forward_seconds
-        return max(0.0, self._time(with_gradients(leaves, run)) - recomputed)
+        return max(0.0, self._time(with_gradients(leaves, run, sums=self.sums)) - recomputed)
 
     def _count(self, run: Callable[[], Tensor]) -> tuple[Operators, Tensor]:
         with nothing_saved() as saves:

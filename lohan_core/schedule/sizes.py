@@ -19,6 +19,7 @@ __all__ = [
     "resident_bytes",
     "saving_bytes",
     "sums_apart",
+    "sums_in_fp32",
     "with_fragments",
 ]
 
@@ -80,7 +81,12 @@ def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:
 
 def sums_apart(profile: Profile, workload: Workload) -> bool:
     """Whether gradients are summed in fp32 apart from G16: several micro-batches in a narrower type."""
-    return workload.micro_batches > 1 and profile.weight_bytes < SUM_BYTES
+    return sums_in_fp32(workload.micro_batches, profile.weight_bytes)
+
+
+def sums_in_fp32(micro_batches: int, weight_bytes: int) -> bool:
+    """Whether the gradients of so many micro-batches are summed apart, where a weight has so many bytes."""
+    return micro_batches > 1 and weight_bytes < SUM_BYTES
 
 
 def with_fragments(device_bytes: int) -> int:

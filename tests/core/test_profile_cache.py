@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from attrs import evolve
 
 from lohan_core.engine import profile_cache
 from lohan_core.engine.profile_cache import ProfileCache
 from lohan_core.model.choices import Loss
+from lohan_core.model.cut import cut_model
+from lohan_core.model.skeleton import build_skeleton
 from lohan_core.reference.profilers import MEASURED, MeasuredProfilerConfig
 from lohan_core.testing.profiler import example_subject
 
@@ -75,10 +78,13 @@ def test_another_version_of_what_computes_is_another_profile(cache, monkeypatch,
     assert cache.key(subject, seconds=0.001) != before
 
 
-def test_the_number_of_micro_batches_does_not_matter(cache):
+@pytest.mark.parametrize(("dtype", "profiles"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_micro_batches_matter_only_where_gradients_of_several_are_summed_apart(cache, dtype, profiles):
     subject = example_subject()
-    more = evolve(subject, batch=evolve(subject.batch, micro_batches=subject.batch.micro_batches * 3))
-    assert cache.key(more, seconds=0.001) == cache.key(subject, seconds=0.001)
+    subject = evolve(subject, model=cut_model(build_skeleton(subject.model.model.config, dtype)))
+    (inputs,) = subject.batch.micro_batches
+    batches = [evolve(subject.batch, micro_batches=(inputs,) * number) for number in (1, 2, 6)]
+    assert len({cache.key(evolve(subject, batch=batch), seconds=0.001) for batch in batches}) == profiles
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff\xfe", b"not json"])
