@@ -183,7 +183,7 @@ class _Looker:
             return replayer.run(index, run, {}, operators.saves.count, state)
 
         if self.estimate is None:
-            sustain(with_backward(leaves, run), self.device, self.warm_up_seconds)
+            sustain(with_backward(leaves, run_again), self.device, self.warm_up_seconds)
         seconds, times = self._timed(operators, run)
         recomputed = max(0.0, seconds - sum(times[index] for index in operators.left_out))
         look = _Look(

@@ -13,7 +13,7 @@ from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.store.lock import DirectoryLock
 from lohan_core.store.manifest import Manifest, decode, encode
 
-__all__ = ["StoreDirectory"]
+__all__ = ["MANIFEST", "StoreDirectory"]
 
 MANIFEST = "manifest.json"
 
@@ -39,6 +39,11 @@ class StoreDirectory:
         self.manifest = manifest
         self._lock = lock
 
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether there is a store at ``path``, or the beginning of one."""
+        return (path / MANIFEST).is_file()
+
     @classmethod
     def at(cls, path: Path) -> StoreDirectory:
         """Lock the store at ``path``, or begin a new one there.
@@ -57,7 +62,7 @@ class StoreDirectory:
         Raises:
             StoreError: there is none or none was committed; or as for :meth:`at`.
         """
-        if not (path / MANIFEST).is_file():
+        if not cls.is_at(path):
             raise StoreError(f"{path}: no store here; give the directory of a run that has finished a step")
         directory = cls._locked(path)
         with ExitStack() as on_failure:

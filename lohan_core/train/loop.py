@@ -20,17 +20,18 @@ from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.engine.assemble import resolve_device
-from lohan_core.engine.parts import open_parts
-from lohan_core.errors import ConfigError
+from lohan_core.engine.parts import open_parts, store_path
+from lohan_core.errors import ConfigError, StoreError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
 from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.simulate import simulate
+from lohan_core.store.directory import MANIFEST, StoreDirectory
 from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.train.learning_rate import learning_rate
-from lohan_core.train.metrics import Metrics, require_tensorboard
+from lohan_core.train.metrics import METRICS, Metrics, read_metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
 from lohan_core.train.replan import STEADY, replan, unlike_prediction
 from lohan_core.train.room import require_room, rows_within
@@ -132,7 +133,7 @@ class _Run:
         self._evaluation = evaluation
         self._progress = progress
         self.metrics = Metrics(
-            config.run.dir / "metrics.jsonl",
+            config.run.dir / METRICS,
             step=engine.finished_step,
             last=engine.progress.get("metrics"),
             tensorboard=config.run.dir / "tensorboard" if config.run.tensorboard else None,
@@ -254,10 +255,11 @@ def _entry(result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:
 
 
 def _prepare_directory(config: Config) -> None:
-    """Make the run directory, or find it writable.
+    """Make the run directory, or find it writable, with a store or no steps yet.
 
     Raises:
         ConfigError: it cannot be made or written.
+        StoreError: a run has been there, and its store's manifest is lost.
     """
     directory: Path = config.run.dir
     try:
@@ -266,6 +268,13 @@ def _prepare_directory(config: Config) -> None:
         raise ConfigError(f"run.dir: cannot make {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise ConfigError(f"run.dir: {directory} cannot be written; choose another or change its permissions")
+    metrics = directory / METRICS
+    if not StoreDirectory.is_at(store_path(config)) and any("loss" in entry for entry in read_metrics(metrics)):
+        # The states may still be on the drives, under a name that only the manifest tells.
+        raise StoreError(
+            f"{store_path(config) / MANIFEST}: missing, and {metrics} has steps of its run; restore it from a copy, or "
+            "start over in another run.dir"
+        )
 
 
 def _data_identity(config: Config, training: Dataset) -> dict[str, str]:

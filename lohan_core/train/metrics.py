@@ -12,7 +12,10 @@ from typing import Any
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.store.durable import replace_durably
 
-__all__ = ["Metrics", "read_metrics", "require_tensorboard"]
+__all__ = ["METRICS", "Metrics", "read_metrics", "require_tensorboard"]
+
+METRICS = "metrics.jsonl"
+"""Name of the file in the run directory."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -29,7 +32,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Appends to ``metrics.jsonl``.
+    """Appends to the metrics file.
 
     A run that resumes drops what was written after the step it resumes from, and adds that step's line if a crash came
     between the step's becoming durable and the line's being written.

@@ -243,6 +243,20 @@ def test_a_truncated_manifest(copied):
     assert_refused(copied.train(), path, "damaged")
 
 
+def test_a_lost_manifest_of_a_run_whose_states_are_on_other_drives(tmp_path, make_run):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    run = make_run(storage={"directories": [str(drive)]})
+    assert run.train("run.steps=1").code == 0
+    path = run.directory / "store" / "manifest.json"
+    kept = path.rename(tmp_path / "copy.json")
+    before = run.files()
+    assert_refused(run.train("run.steps=2"), path, "missing", "metrics.jsonl", "another run.dir")
+    assert run.files() == before
+    kept.rename(path)
+    assert run.train("run.steps=2").code == 0
+
+
 def test_a_flipped_bit_in_an_extent(copied):
     path = committed_extent(copied, "exp_avg.2")
     flip(path, 5000)
