@@ -6,16 +6,26 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from lohan_core.config.sections import Config
-from lohan_core.engine.lanes import Lanes
 from lohan_core.errors import PlanError
 from lohan_core.model.choices import Loss
 from lohan_core.schedule.task import Op, Schedule, Task
 
-__all__ = ["cap_device_memory", "in_short", "out_of_memory_told", "settle_device_memory", "smaller_block"]
+if TYPE_CHECKING:
+    from lohan_core.engine.lanes import Lanes
+
+__all__ = [
+    "cap_device_memory",
+    "give_back_workspaces",
+    "in_short",
+    "out_of_memory_told",
+    "settle_device_memory",
+    "smaller_block",
+]
 
 ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
 ALLOCATOR_SETTINGS = "expandable_segments:True"
@@ -61,17 +71,24 @@ def cap_device_memory(config: Config, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(share, device)
 
 
+def give_back_workspaces(device: torch.device) -> None:
+    """Give back what cuBLAS keeps for every stream that it has computed on: they may be no more.
+
+    All of them, since torch does not tell them apart. Whoever still computes takes new ones.
+    """
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - torch has no public way
+
+
 def settle_device_memory(lanes: Lanes, device: torch.device, dtype: torch.dtype) -> None:
     """Leave on the device only what stays, and nothing of that among what will come and go.
 
-    What start-up held for a while is given back, because no other stream could use it, and so are the workspaces that
-    cuBLAS has for streams that are no more. Then it takes those of the lanes, which every thread has for every stream,
-    and keeps: taken by the first matrix product of a step they would lie between activations, and cut in two the pages
-    that larger ones need later.
+    What start-up held for a while is given back, because no other stream could use it. Then cuBLAS takes its
+    workspaces, which every thread has for every stream, and keeps: taken by the first matrix product of a step they
+    would lie between activations, and cut in two the pages that larger ones need later.
     """
     if device.type != "cuda":
         return
-    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - torch has no public way
     torch.cuda.empty_cache()
     square = torch.ones(16, 16, dtype=dtype, device=device, requires_grad=True)
 

@@ -24,6 +24,7 @@ from typing import Self
 import torch
 from attrs import define, field
 
+from lohan_core.engine.device_memory import give_back_workspaces
 from lohan_core.schedule.task import DRIVE_LANES, GIVES_MEMORY, TRANSFERS_IN_FLIGHT, Lane, Op, Schedule, Task
 from lohan_core.schedule.timeline import Span, Timeline
 
@@ -198,7 +199,9 @@ class Lanes:
         return Timeline(schedule=schedule, spans=tuple(_span(progress, base, run.began) for progress in run.progress))
 
     def close(self) -> None:
-        """End the threads. A second close does nothing."""
+        """End the threads, and give back what cuBLAS keeps for the streams. A second close does nothing."""
+        if self._closed:
+            return
         self._closed = True
         for inbox in self._inboxes.values():
             inbox.put(None)
@@ -206,6 +209,7 @@ class Lanes:
             thread.join()
         for finisher in self._finishers.values():
             finisher.close()
+        give_back_workspaces(self._device)
 
     def _serve(self, lane: Lane) -> None:
         while (order := self._inboxes[lane].get()) is not None:

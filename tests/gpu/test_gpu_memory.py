@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from tiny_lms import make_batch
@@ -77,6 +79,17 @@ def test_a_plan_that_fills_the_gpu_leaves_the_allocator_room_for_its_fragments(t
         for _ in range(3):
             engine.step(batch, lr=1e-5)
         assert allocator_state(cuda)["num_alloc_retries"] == before["num_alloc_retries"]
+
+
+def test_a_closed_engine_leaves_nothing_on_the_gpu(tmp_path, models, cuda):
+    left = []
+    for number in range(3):
+        with open_run(tmp_path / str(number), models["llama"], make_batch(3), run={"device": "cuda"}) as engine:
+            engine.step(make_batch(3), lr=1e-3)
+        del engine
+        gc.collect()
+        left.append(torch.cuda.memory_allocated(cuda))
+    assert left[0] == left[1] == left[2]
 
 
 def device_pool_bytes(engine):
