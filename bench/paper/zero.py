@@ -32,7 +32,8 @@ from __future__ import annotations
 from attrs import frozen
 from passes import ZERO_INFINITY_BYTES, ZERO_OFFLOAD_BYTES
 
-from lohan_core.lane_model import Amounts, Phase, Resource, add_amounts, plan_amounts, unit_seconds
+from lohan_core.lane_amounts import Amounts, Phase, Resource, add_amounts, plan_amounts
+from lohan_core.lane_model import unit_seconds
 from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import Profile
 from lohan_core.states import StateVector

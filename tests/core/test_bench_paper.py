@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lohan_core.lane_model import Phase, Resource
+from lohan_core.lane_amounts import Phase, Resource
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
 
 ROOT = Path(__file__).parents[2]

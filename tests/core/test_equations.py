@@ -8,7 +8,7 @@ from attrs import evolve
 from lohan_core.equations import PaperTotals, paper_seconds, paper_totals
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier
-from lohan_core.testing.planner import PROBLEMS
+from lohan_core.testing.planner_problems import PROBLEMS
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 

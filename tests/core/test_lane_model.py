@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lohan_core.evaluate import TimeModel, evaluate
-from lohan_core.lane_model import LANE_OF, Phase, Resource, lane_limits, plan_amounts, step_lane_seconds
+from lohan_core.lane_amounts import Phase, Resource, plan_amounts
+from lohan_core.lane_model import LANE_OF, lane_limits, step_lane_seconds
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
 from lohan_core.profile import Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
 from lohan_core.schedule.task import Op
-from lohan_core.testing.planner import PROBLEMS, example_profile
+from lohan_core.testing.planner_problems import PROBLEMS, example_profile
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 

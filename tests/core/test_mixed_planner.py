@@ -8,7 +8,8 @@ from lohan_core.evaluate import evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update
 from lohan_core.reference.mixed_planner import MIXED, MixedPlanner, MixedPlannerConfig
-from lohan_core.testing.planner import PROBLEMS, PlannerSuite
+from lohan_core.testing.planner import PlannerSuite
+from lohan_core.testing.planner_problems import PROBLEMS
 from lohan_core.units import format_bytes
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)

@@ -14,7 +14,8 @@ from lohan_core.evaluate import TimeModel, evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier
 from lohan_core.reference.planners import KEEP_NOTHING
-from lohan_core.testing.planner import PROBLEMS, TINY_PROBLEMS, PlannerSuite
+from lohan_core.testing.planner import PlannerSuite
+from lohan_core.testing.planner_problems import PROBLEMS, TINY_PROBLEMS
 
 
 @frozen

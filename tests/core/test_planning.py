@@ -12,7 +12,7 @@ from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier
 from lohan_core.planning import plan_step
 from lohan_core.schedule.build import build_memory
-from lohan_core.testing.planner import PROBLEMS
+from lohan_core.testing.planner_problems import PROBLEMS
 
 PROBLEM = PROBLEMS[2]
 PROFILE = PROBLEM.profile

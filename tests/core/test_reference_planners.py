@@ -5,7 +5,8 @@ import pytest
 from lohan_core.errors import PlanError
 from lohan_core.plan import Budget, Tier
 from lohan_core.reference.planners import KEEP_ALL, KEEP_NOTHING, ReferencePlannerConfig
-from lohan_core.testing.planner import PROBLEMS, PlannerSuite
+from lohan_core.testing.planner import PlannerSuite
+from lohan_core.testing.planner_problems import PROBLEMS
 
 PLENTY = Budget(gpu_bytes=2**50, host_bytes=2**50, ssd_bytes=2**50)
 

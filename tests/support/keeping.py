@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from lohan_core.testing.planner import Problem
+from lohan_core.testing.planner_problems import Problem
 
 
 def that_keeps_dearly(problem: Problem) -> Problem:

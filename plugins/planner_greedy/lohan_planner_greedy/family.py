@@ -1,15 +1,7 @@
-"""The plans that these planners choose from, each named by six numbers, and what each takes.
+"""The plans that these planners choose from, each named by a choice, and what each takes.
 
-Items (see :mod:`lohan_planner_greedy.items`) are kept up to a point and placed nearest first, so that three cuts
-through one list say where everything waits::
-
-    [0, gpu_cut) gpu   [gpu_cut, host_cut) host   [host_cut, kept) ssd   [kept, ...) recomputed
-
-Neighbours in the list belong to different blocks, so that every block has its share of each tier and the lanes work
-evenly. Three counts through a list of blocks say whose states, and whose waiting gradients, are in host memory, from
-its start (gradients are where the states are, and may be where those are not), and whose updates are deferred, from its
-end: where states live on the drives, that spares these a read. How many layers have their states on the GPU, from the
-start too, is the family's own: all its plans have the same.
+A choice (see :mod:`lohan_planner_greedy.choices`) cuts a list of items and counts through a list of blocks. How many
+layers have their states on the GPU, from the start of the blocks, is the family's own: all its plans have the same.
 """
 
 from __future__ import annotations
@@ -20,18 +12,19 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from attrs import define, frozen
+from attrs import define
 from numpy.typing import NDArray
 
-from lohan_core.lane_model import Phase, update_phase, weight_loads
+from lohan_core.lane_amounts import Phase, update_phase, weight_loads
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
 from lohan_core.schedule.sizes import FRAGMENTS_SHARE, with_fragments
 from lohan_core.schedule.task import Schedule
+from lohan_planner_greedy.choices import BlockCounts, Choice
 from lohan_planner_greedy.items import Item
 
-__all__ = ["BlockCounts", "Choice", "Family"]
+__all__ = ["Family"]
 
 IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 
@@ -42,44 +35,6 @@ MOST_DEFERRALS = 16
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
-@frozen(kw_only=True)
-class Choice:
-    """One plan of the family: how many items are kept, where the list is cut, and the three counts of blocks."""
-
-    kept: int
-    gpu_cut: int
-    host_cut: int
-    host_states: int
-    host_gradients: int
-    deferred: int
-
-
-@frozen
-class BlockCounts:
-    """Every way to put the states and the waiting gradients of so many blocks into host memory, and defer so many.
-
-    Arrays of one length: the three counts, and all bytes on host and ssd but those of activations.
-    """
-
-    states: Integers
-    gradients: Integers
-    deferred: Integers
-    host_bytes: Integers
-    ssd_bytes: Integers
-
-    @property
-    def must_defer(self) -> int:
-        """The least number of updates deferred."""
-        return int(self.deferred.min())
-
-    def deferring_at_most(self, blocks: int) -> BlockCounts:
-        """Return those ways that defer no more updates."""
-        rows = self.deferred <= blocks
-        return BlockCounts(
-            self.states[rows], self.gradients[rows], self.deferred[rows], self.host_bytes[rows], self.ssd_bytes[rows]
-        )
 
 
 @define(slots=False)

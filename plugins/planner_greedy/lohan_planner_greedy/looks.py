@@ -12,7 +12,8 @@ from math import inf
 from attrs import define, field
 
 from lohan_core.plan import Plan
-from lohan_planner_greedy.family import Choice, Family
+from lohan_planner_greedy.choices import Choice
+from lohan_planner_greedy.family import Family
 from lohan_planner_greedy.search import Graded, first_shortest
 
 __all__ = ["Course", "between", "finalists", "shortest"]

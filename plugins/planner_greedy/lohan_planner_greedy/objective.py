@@ -9,7 +9,7 @@ from attrs import define, evolve
 from numpy.typing import NDArray
 
 from lohan_core.equations import PaperTotals, paper_seconds, paper_totals
-from lohan_core.lane_model import (
+from lohan_core.lane_amounts import (
     Amounts,
     Phase,
     Resource,
@@ -17,12 +17,13 @@ from lohan_core.lane_model import (
     fixed_amounts,
     gpu_state_amounts,
     gradient_amounts,
-    lane_seconds,
     state_amounts,
     update_amounts,
 )
+from lohan_core.lane_model import lane_seconds
 from lohan_core.plan import Budget
-from lohan_planner_greedy.family import BlockCounts, Choice, Family
+from lohan_planner_greedy.choices import BlockCounts, Choice
+from lohan_planner_greedy.family import Family
 
 __all__ = ["LaneObjective", "Objective", "PaperObjective"]
 

@@ -10,12 +10,13 @@ from attrs import evolve, frozen
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import TimeModel, evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
-from lohan_core.lane_model import Resource
+from lohan_core.lane_amounts import Resource
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.units import format_bytes
+from lohan_planner_greedy.choices import BlockCounts, Choice
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
-from lohan_planner_greedy.family import BlockCounts, Choice, Family
+from lohan_planner_greedy.family import Family
 from lohan_planner_greedy.items import rank_items
 from lohan_planner_greedy.looks import Course, finalists, shortest
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective

@@ -14,7 +14,8 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from lohan_core.plan import Budget, Tier
-from lohan_planner_greedy.family import BlockCounts, Choice, Family
+from lohan_planner_greedy.choices import BlockCounts, Choice
+from lohan_planner_greedy.family import Family
 from lohan_planner_greedy.objective import Objective
 
 __all__ = ["SHORTER", "Graded", "Search", "first_shortest", "kept_lengths"]

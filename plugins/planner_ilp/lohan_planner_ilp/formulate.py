@@ -25,63 +25,29 @@ Legend, g a group of identical blocks (n of them), i a block input or a candidat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from attrs import define, field, frozen
 
-from lohan_core.lane_model import (
-    Amounts,
-    Phase,
-    Resource,
-    activation_amounts,
-    fixed_amounts,
-    lane_limits,
-    lane_seconds,
-    unit_seconds,
-)
+from lohan_core.lane_amounts import Amounts, Phase, Resource, activation_amounts, fixed_amounts
+from lohan_core.lane_model import lane_limits, lane_seconds, unit_seconds
 from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
-from lohan_core.profile import BlockProfile, Profile, Role
+from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
 from lohan_core.schedule.sizes import FRAGMENTS_SHARE, saving_bytes, with_fragments
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
-from lohan_planner_ilp.groups import Group, spread_evenly
+from lohan_planner_ilp.decisions import Freedom, GroupVariables, declare_group
+from lohan_planner_ilp.groups import Group
 from lohan_planner_ilp.program import Linear, Program, total
-from lohan_planner_ilp.updates import GroupUpdates, all_wait, declare_updates
+from lohan_planner_ilp.updates import all_wait
 
-__all__ = ["Formulation", "Freedom"]
+__all__ = ["Formulation"]
 
 IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 WITH_FRAGMENTS = 1 + 1 / FRAGMENTS_SHARE  # of what comes and goes on the GPU
 MIB = float(2**20)
 SAME = 1e-10  # a step is as short as another if it is not longer by more than this part of it
-INPUT = -1
-"""Stands for a block's input where candidates are named by their index."""
-
-
-@frozen(kw_only=True)
-class Freedom:
-    """What a planner may decide: tiers of inputs and of candidates, and of states (one of them: there they all are).
-
-    On the GPU it may have states of layers only, where the optimizer can update them there.
-
-    ``balances``: whether it may defer updates that need not wait. Where all must, for the norm to clip by, all are
-    deferred if the workload lets them: the lanes then never have more to do, and forward's idle ones do it.
-    """
-
-    inputs: frozenset[Tier]
-    candidates: frozenset[Tier]
-    states: frozenset[Tier]
-    balances: bool
-
-
-@frozen(kw_only=True)
-class _GroupVariables:
-    """The legend's variables of one group."""
-
-    updates: GroupUpdates
-    placed: Mapping[int, Mapping[Tier, Linear]]
-    bytes: Mapping[int, int]
 
 
 @frozen(kw_only=True)
@@ -105,7 +71,7 @@ class Formulation:
     groups: Sequence[Group]
     elastic: bool = False
     program: Program = field(factory=Program)
-    _variables: list[_GroupVariables] = field(init=False)
+    _variables: list[GroupVariables] = field(init=False)
     _unit_seconds: float = field(init=False)
     _lengths: Linear = field(init=False)
     _work: Linear = field(init=False)
@@ -113,7 +79,17 @@ class Formulation:
     def __attrs_post_init__(self) -> None:
         machine, update = self.profile.machine, self.workload.update
         self._unit_seconds = float(lane_seconds(fixed_amounts(self.profile, self.workload), machine, update))
-        self._variables = [self._declare(group) for group in self.groups]
+        self._variables = [
+            declare_group(
+                self.program,
+                self.profile,
+                self.workload,
+                group,
+                gpu_bytes=self.budget.gpu_bytes,
+                freedom=self.freedom,
+            )
+            for group in self.groups
+        ]
         missing = self._limit_memory()
         self._limit_time()
         self.program.objective = total(missing) if self.elastic else self._lengths
@@ -130,51 +106,6 @@ class Formulation:
         # [Constraint] The step is no longer than the shortest, but for what the solver's tolerance makes of equal sums.
         self.program.at_most(self._lengths, objective * (1 + SAME))
         self.program.objective = self._work
-
-    def _declare(self, group: Group) -> _GroupVariables:
-        program, n = self.program, group.size
-        block = self.profile.blocks[group.blocks[0]]
-        sizes = {candidate.index: round_up(candidate.bytes, SECTOR_BYTES) for candidate in block.candidates}
-        if block.role is not Role.PRELUDE:
-            sizes[INPUT] = round_up(block.input_bytes, SECTOR_BYTES)
-        variables = _GroupVariables(
-            updates=declare_updates(
-                program,
-                self.workload,
-                group,
-                elements=block.elements,
-                states=self._states(block),
-                balances=self.freedom.balances,
-            ),
-            placed={
-                index: {
-                    tier: program.variable(n, whole=True)
-                    for tier in Tier
-                    if tier in (self.freedom.inputs if index == INPUT else self.freedom.candidates)
-                }
-                for index in sizes
-            },
-            bytes=sizes,
-        )
-        for index, tiers in variables.placed.items():
-            # [Constraint] An input waits somewhere, a candidate in each block at most once.
-            if index == INPUT:
-                program.equal(total(tiers.values()), n)
-            else:
-                program.at_most(total(tiers.values()), n)
-        return variables
-
-    def _states(self, block: BlockProfile) -> frozenset[Tier]:
-        """Tiers on which the states of a block may live."""
-        size = block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
-        if (
-            block.role is Role.LAYER
-            and block.elements
-            and size <= self.budget.gpu_bytes
-            and self.profile.machine.gpu_parameters_per_second is not None
-        ):
-            return self.freedom.states
-        return self.freedom.states - {Tier.GPU}
 
     def _buffers(self) -> _Buffers:
         """Add the constraints of what is there as soon as, or as large as, one block needs it."""
@@ -233,7 +164,7 @@ class Formulation:
             program.at_most(total(used[tier]) - lacks, available[tier] / MIB)
         return missing
 
-    def _held(self, group: Group, variables: _GroupVariables, tiers: set[Tier]) -> Linear:
+    def _held(self, group: Group, variables: GroupVariables, tiers: set[Tier]) -> Linear:
         """MiB that one block of the group has on ``tiers`` of one micro-batch, or more than any of them has."""
         parts = []
         for index, placed in variables.placed.items():
@@ -326,18 +257,5 @@ class Formulation:
         """Write a solution down: a group's counts are spread evenly over its blocks, so that lanes work evenly."""
         blocks: dict[int, BlockPlan] = {}
         for group, variables in zip(self.groups, self._variables, strict=True):
-            updates = variables.updates.read(values)
-            tiers = {}
-            for index, placed in variables.placed.items():
-                counts: dict[Tier | None, int] = {tier: round(blocks.value(values)) for tier, blocks in placed.items()}
-                tiers[index] = spread_evenly({**counts, None: group.size - sum(counts.values())})
-            for place, index in enumerate(group.blocks):
-                here = {item: chosen[place] for item, chosen in tiers.items()}
-                blocks[index] = BlockPlan(
-                    states=updates[place].states,
-                    inputs=here.pop(INPUT, None) or Tier.GPU,
-                    keep={item: tier for item, tier in here.items() if tier is not None},
-                    gradients=updates[place].gradients,
-                    deferred=updates[place].deferred,
-                )
+            blocks |= dict(zip(group.blocks, variables.read(values), strict=True))
         return Plan(planner=planner, blocks=tuple(blocks[index] for index in sorted(blocks)), note=note)

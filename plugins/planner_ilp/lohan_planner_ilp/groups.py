@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from lohan_core.lane_model import weight_loads
+from lohan_core.lane_amounts import weight_loads
 from lohan_core.plan import Workload
 from lohan_core.profile import Profile
 

@@ -10,7 +10,8 @@ from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_planner_ilp.config import CheckmateConfig, IlpConfig
-from lohan_planner_ilp.formulate import Formulation, Freedom
+from lohan_planner_ilp.decisions import Freedom
+from lohan_planner_ilp.formulate import Formulation
 from lohan_planner_ilp.groups import group_blocks
 from lohan_planner_ilp.solve import solve
 

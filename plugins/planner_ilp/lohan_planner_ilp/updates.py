@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from lohan_core.lane_model import (
+from lohan_core.lane_amounts import (
     Amounts,
     Phase,
     gpu_state_amounts,

@@ -14,9 +14,10 @@ from lohan_core.equations import paper_step_seconds
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
-from lohan_core.testing.planner import PROBLEMS, example_profile
+from lohan_core.testing.planner_problems import PROBLEMS, example_profile
+from lohan_planner_greedy.choices import Choice
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking
-from lohan_planner_greedy.family import Choice, Family
+from lohan_planner_greedy.family import Family
 from lohan_planner_greedy.items import offloading_benefit, rank_items
 from lohan_planner_greedy.objective import LaneObjective
 from lohan_planner_greedy.planner import greedy

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from lohan_core.evaluate import evaluate
 from lohan_core.plan import Budget, Plan, Tier
-from lohan_core.testing.planner import PROBLEMS
+from lohan_core.testing.planner_problems import PROBLEMS
 from lohan_planner_greedy import looks
+from lohan_planner_greedy.choices import Choice
 from lohan_planner_greedy.config import GreedyConfig, StrategyConfig
-from lohan_planner_greedy.family import Choice
 from lohan_planner_greedy.looks import Course, between, finalists, shortest
 from lohan_planner_greedy.planner import greedy, recompute_all
 from lohan_planner_greedy.search import Graded

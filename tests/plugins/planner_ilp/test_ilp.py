@@ -18,9 +18,10 @@ from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
 from lohan_core.profile import Role
 from lohan_core.registry import load_registry
-from lohan_core.testing.planner import PROBLEMS, example_profile
+from lohan_core.testing.planner_problems import PROBLEMS, example_profile
 from lohan_planner_ilp.config import CheckmateConfig, IlpConfig
-from lohan_planner_ilp.formulate import Formulation, Freedom
+from lohan_planner_ilp.decisions import Freedom
+from lohan_planner_ilp.formulate import Formulation
 from lohan_planner_ilp.groups import Group, group_blocks, spread_evenly
 from lohan_planner_ilp.plugin import lohan_planner
 from lohan_planner_ilp.program import Linear, Program, total
