@@ -8,7 +8,6 @@ the two is on the drive, so the store takes no write after that: it might hit by
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Mapping
 from threading import Lock
@@ -21,13 +20,11 @@ from lohan_core.interfaces.storage import Storage, Transfer
 from lohan_core.store.directory import StoreDirectory
 from lohan_core.store.manifest import JSON, Commit, Manifest
 from lohan_core.store.ranges import Range
+from lohan_core.store.space import require_space, reserve_space
 from lohan_core.store.verify import Progress, digest, stored_name, verify
 from lohan_core.store.versions import Versions
-from lohan_core.units import format_bytes
 
 __all__ = ["Store"]
-
-logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -79,25 +76,7 @@ class Store:
         if directory.holds_commit:
             raise ValueError(f"{directory.path} holds a store; open it")
         state = Versions(extents, versions)
-        for name, size_bytes in extents.items():
-            if size_bytes <= 0 or size_bytes % storage.alignment:
-                raise ValueError(f"extent {name!r}: {size_bytes} bytes are not a multiple of {storage.alignment}")
-        _give_back_remains(directory, storage)
-        needed_bytes = versions * sum(extents.values())
-        free_bytes = storage.capacity().free_bytes
-        if needed_bytes > free_bytes:
-            raise StoreError(
-                f"{directory.path}: the store needs {format_bytes(needed_bytes)} and {format_bytes(free_bytes)} are "
-                f"free ({storage.describe()}); free some, or give storage.directories on larger drives"
-            )
-        try:
-            for name, size_bytes in extents.items():
-                for version in range(versions):
-                    storage.allocate(stored_name(name, version), size_bytes)
-        except StorageError:
-            for name in list(storage.extents()):
-                storage.free(name)
-            raise
+        reserve_space(storage, extents, versions, directory.path)
         manifest = evolve(directory.manifest, versions=versions, checksums=checksums, identity=dict(identity))
         return cls(directory, storage, manifest, state)
 
@@ -123,16 +102,7 @@ class Store:
             raise ValueError(f"{directory.path} holds no committed store; create it")
         _check_identity(directory, manifest.identity, identity)
         directory.require_kept()
-        stored = storage.extents()
-        for name, record in manifest.commit.extents.items():
-            for version in range(manifest.versions):
-                size_bytes = stored.get(stored_name(name, version))
-                if size_bytes != record.size_bytes:
-                    found = "is missing" if size_bytes is None else f"has {size_bytes} bytes, not {record.size_bytes}"
-                    raise StoreError(
-                        f"{directory.path}: extent {stored_name(name, version)!r} {found} ({storage.describe()}); give "
-                        f"the storage settings that the run began with, or use another run.dir"
-                    )
+        require_space(storage, manifest.commit.extents, manifest.versions, directory.path)
         if manifest.checksums:
             verify(storage, manifest.commit.extents, directory.path, progress)
         return cls(directory, storage, manifest, Versions.restore(manifest.commit.extents, manifest.versions))
@@ -291,18 +261,6 @@ class Store:
             self._failure = error
             raise
         self._manifest = manifest
-
-
-def _give_back_remains(directory: StoreDirectory, storage: Storage) -> None:
-    remains = list(storage.extents())
-    for name in remains:
-        storage.free(name)
-    if remains:
-        logger.warning(
-            "%s: an earlier start was cut short before its first commit; starting over (%d extents given back)",
-            directory.path,
-            len(remains),
-        )
 
 
 def _check_identity(directory: StoreDirectory, stored: Mapping[str, str], given: Mapping[str, str]) -> None:

@@ -3,104 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerBackend, OptimizerConfig
+from lohan_core.testing.optimizer_chunks import (
+    LENGTH,
+    Chunk,
+    assert_same_bits,
+    hyperparameters_of,
+    update,
+    updated,
+)
 from lohan_core.testing.suite import ConformanceSuite
 
 __all__ = ["OptimizerSuite"]
 
-_LENGTH = 20_480
-_STEPS = 3
 _DTYPES = [torch.bfloat16, torch.float32]
 _GUARD = 64
 _EPSILON = torch.finfo(torch.float32).eps
-
-
-@frozen(kw_only=True)
-class _Chunk:
-    """The tensors of one update, for n parameters."""
-
-    master: torch.Tensor
-    states: Mapping[str, torch.Tensor]
-    gradient: torch.Tensor
-    weights: torch.Tensor
-
-    @classmethod
-    def random(
-        cls,
-        optimizer: Optimizer,
-        n: int = _LENGTH,
-        *,
-        gradient_dtype: torch.dtype = torch.bfloat16,
-        weights_dtype: torch.dtype = torch.bfloat16,
-    ) -> _Chunk:
-        """Make masters and gradients as large as a transformer's, states at their initial values."""
-        generator = torch.Generator().manual_seed(n)
-        return cls(
-            master=torch.randn(n, generator=generator) * 0.02,
-            states={
-                field.name: torch.full((-(-n // field.elements_per_value),), field.initial, dtype=field.dtype)
-                for field in optimizer.fields
-            },
-            gradient=(torch.randn(n, generator=generator) * 0.1).to(gradient_dtype),
-            weights=torch.zeros(n, dtype=weights_dtype),
-        )
-
-    def outputs(self) -> dict[str, torch.Tensor]:
-        """All that an update writes."""
-        return {"master": self.master, "weights": self.weights, **self.states}
-
-    def part(self, optimizer: Optimizer, start: int, stop: int) -> _Chunk:
-        """Views of parameters ``start`` to ``stop``, and of the states that begin among them."""
-        return _Chunk(
-            master=self.master[start:stop],
-            states={
-                field.name: self.states[field.name][
-                    -(-start // field.elements_per_value) : -(-stop // field.elements_per_value)
-                ]
-                for field in optimizer.fields
-            },
-            gradient=self.gradient[start:stop],
-            weights=self.weights[start:stop],
-        )
-
-
-def _hyperparameters(step: int) -> Hyperparameters:
-    """Every one differs from step to step, as schedules and clipping make them do."""
-    return Hyperparameters(step=step, lr=1e-3 / step, weight_decay=0.1 * (step % 2), gradient_factor=0.7 / step)
-
-
-def _update(optimizer: Optimizer, chunk: _Chunk, hyperparameters: Hyperparameters) -> None:
-    optimizer.update(chunk.master, chunk.states, chunk.gradient, chunk.weights, hyperparameters)
-
-
-def _updated(optimizer: Optimizer, chunk: _Chunk, *, cut_at: Sequence[int] = ()) -> _Chunk:
-    """Take ``_STEPS`` steps on ``chunk``, cut before the given parameters, each with other gradients."""
-    n = chunk.master.numel()
-    bounds = [0, *cut_at, n]
-    for step in range(1, _STEPS + 1):
-        turned = evolve(chunk, gradient=chunk.gradient.roll(step))
-        for start, stop in pairwise(bounds):
-            _update(optimizer, turned.part(optimizer, start, stop), _hyperparameters(step))
-    return chunk
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bytes: equal only for the same NaN, and for the same zero."""
-    return tensor.contiguous().view(torch.uint8)
-
-
-def _assert_same_bits(actual: _Chunk, expected: _Chunk, what: str) -> None:
-    for name, tensor in expected.outputs().items():
-        different = (_bits(actual.outputs()[name]) != _bits(tensor)).sum().item()
-        assert not different, f"{what} changed {different} bytes of {name}"
 
 
 class OptimizerSuite(ConformanceSuite):
@@ -153,7 +78,7 @@ class OptimizerSuite(ConformanceSuite):
         """Ten steps on fp32 masters equal ``torch.optim.AdamW``, to the rounding of each step."""
         self._skip_unless_adamw()
         optimizer = self.open()
-        chunk = _Chunk.random(optimizer, gradient_dtype=gradient_dtype)
+        chunk = Chunk.random(optimizer, gradient_dtype=gradient_dtype)
         # Magnitudes whose squares are subnormal, zero and infinite.
         chunk.gradient[:4] = torch.tensor([1e-20, 1e-30, 1e30, 0.0])
         self._assert_equal_to_torch(optimizer, chunk, steps=10)
@@ -162,110 +87,110 @@ class OptimizerSuite(ConformanceSuite):
     def test_weights_are_the_rounded_master(self, weights_dtype: torch.dtype) -> None:
         """The emitted weights are the new master weights, rounded to nearest even."""
         optimizer = self.open()
-        chunk = _updated(optimizer, _Chunk.random(optimizer, weights_dtype=weights_dtype))
+        chunk = updated(optimizer, Chunk.random(optimizer, weights_dtype=weights_dtype))
         assert torch.equal(chunk.weights, chunk.master.to(weights_dtype))
 
     def test_gradient_dtype_changes_nothing(self) -> None:
         """The same numbers as bf16 and as fp32 gradients give the same bits."""
         optimizer = self.open()
-        half = _Chunk.random(optimizer, gradient_dtype=torch.bfloat16)
-        full = evolve(_Chunk.random(optimizer), gradient=half.gradient.float())
-        _assert_same_bits(_updated(optimizer, full), _updated(optimizer, half), "the gradients' dtype")
+        half = Chunk.random(optimizer, gradient_dtype=torch.bfloat16)
+        full = evolve(Chunk.random(optimizer), gradient=half.gradient.float())
+        assert_same_bits(updated(optimizer, full), updated(optimizer, half), "the gradients' dtype")
 
     @pytest.mark.parametrize("gradient_dtype", _DTYPES, ids=str)
     def test_gradient_factor_multiplies_the_gradients(self, gradient_dtype: torch.dtype) -> None:
         """A factor of a quarter (exact in binary) is the same as gradients of a quarter."""
         optimizer = self.open()
-        whole = _Chunk.random(optimizer, gradient_dtype=gradient_dtype)
-        quarter = _Chunk.random(optimizer, gradient_dtype=gradient_dtype)
+        whole = Chunk.random(optimizer, gradient_dtype=gradient_dtype)
+        quarter = Chunk.random(optimizer, gradient_dtype=gradient_dtype)
         quarter = evolve(quarter, gradient=quarter.gradient * 0.25)
-        hyperparameters = _hyperparameters(1)
-        _update(optimizer, whole, evolve(hyperparameters, gradient_factor=0.25))
-        _update(optimizer, quarter, evolve(hyperparameters, gradient_factor=1.0))
-        _assert_same_bits(whole, quarter, "gradient_factor")
+        hyperparameters = hyperparameters_of(1)
+        update(optimizer, whole, evolve(hyperparameters, gradient_factor=0.25))
+        update(optimizer, quarter, evolve(hyperparameters, gradient_factor=1.0))
+        assert_same_bits(whole, quarter, "gradient_factor")
 
     def test_learning_rate_comes_from_the_call(self) -> None:
         """Without learning rate nothing moves; with it something does."""
         optimizer = self.open()
-        chunk = _Chunk.random(optimizer)
+        chunk = Chunk.random(optimizer)
         before = chunk.master.clone()
-        _update(optimizer, chunk, Hyperparameters(step=1, lr=0.0, weight_decay=0.0))
+        update(optimizer, chunk, Hyperparameters(step=1, lr=0.0, weight_decay=0.0))
         assert torch.equal(chunk.master, before), "lr 0 moved the master weights"
-        _update(optimizer, chunk, Hyperparameters(step=2, lr=1e-3, weight_decay=0.0))
+        update(optimizer, chunk, Hyperparameters(step=2, lr=1e-3, weight_decay=0.0))
         assert not torch.equal(chunk.master, before), "lr 1e-3 moved nothing"
 
     def test_chunking_changes_nothing(self) -> None:
         """A block updated in chunks, of odd lengths too, has the same bits as one updated whole."""
         optimizer = self.open()
-        whole = _updated(optimizer, _Chunk.random(optimizer))
+        whole = updated(optimizer, Chunk.random(optimizer))
         granularity = self._granularity(optimizer)
         for sizes in ([1, 7, 4097], [8192], [33] * 9):
             cuts = [sum(sizes[: i + 1]) * granularity for i in range(len(sizes))]
-            cut = _updated(optimizer, _Chunk.random(optimizer), cut_at=[c for c in cuts if c < _LENGTH])
-            _assert_same_bits(cut, whole, f"cutting into {sizes} times {granularity}")
+            cut = updated(optimizer, Chunk.random(optimizer), cut_at=[c for c in cuts if c < LENGTH])
+            assert_same_bits(cut, whole, f"cutting into {sizes} times {granularity}")
 
     def test_threads_change_nothing(self) -> None:
         """One thread, two and five give the same bits, for chunks that occupy all of them."""
         n = 1 << 19
-        one = _updated(self.open(threads=1), _Chunk.random(self.open(), n))
+        one = updated(self.open(threads=1), Chunk.random(self.open(), n))
         for threads in (2, 5):
-            several = _updated(self.open(threads=threads), _Chunk.random(self.open(), n))
-            _assert_same_bits(several, one, f"{threads} threads")
+            several = updated(self.open(threads=threads), Chunk.random(self.open(), n))
+            assert_same_bits(several, one, f"{threads} threads")
 
     def test_equivalent_configs_change_nothing(self) -> None:
         """Configs that differ only in how the work is done give the same bits, non-finite gradients included."""
         if not self.equivalent_configs:
             pytest.skip("this backend has no configs that should give the same bits")
 
-        def outcome(config: OptimizerConfig | None) -> _Chunk:
+        def outcome(config: OptimizerConfig | None) -> Chunk:
             optimizer = self.open(config=config)
-            chunk = _Chunk.random(optimizer, _LENGTH + 13)
+            chunk = Chunk.random(optimizer, LENGTH + 13)
             chunk.gradient[::1001] = math.nan
             chunk.gradient[1::1001] = -math.inf
             chunk.gradient[2::1001] = 1e-25
-            return _updated(optimizer, chunk)
+            return updated(optimizer, chunk)
 
         expected = outcome(None)
         for config in self.equivalent_configs:
-            _assert_same_bits(outcome(config), expected, str(config))
+            assert_same_bits(outcome(config), expected, str(config))
 
     def test_updating_is_deterministic(self) -> None:
         """The same call gives the same bits again."""
         optimizer = self.open(threads=2)
-        first = _updated(optimizer, _Chunk.random(optimizer))
-        _assert_same_bits(_updated(optimizer, _Chunk.random(optimizer)), first, "repeating")
+        first = updated(optimizer, Chunk.random(optimizer))
+        assert_same_bits(updated(optimizer, Chunk.random(optimizer)), first, "repeating")
 
     @pytest.mark.parametrize("gradient_dtype", _DTYPES, ids=str)
     def test_gradients_are_only_read(self, gradient_dtype: torch.dtype) -> None:
         """The gradient buffer is the caller's and stays as it was."""
         optimizer = self.open()
-        chunk = _Chunk.random(optimizer, gradient_dtype=gradient_dtype)
+        chunk = Chunk.random(optimizer, gradient_dtype=gradient_dtype)
         before = chunk.gradient.clone()
-        _update(optimizer, chunk, _hyperparameters(1))
+        update(optimizer, chunk, hyperparameters_of(1))
         assert torch.equal(chunk.gradient, before)
 
     @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
     def test_weights_may_take_the_gradients_place(self, dtype: torch.dtype) -> None:
         """Gradients wait where the weights were: each is read before the new weight is written there."""
         optimizer = self.open()
-        apart, together = (_Chunk.random(optimizer, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(2))
+        apart, together = (Chunk.random(optimizer, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(2))
         together = evolve(together, weights=together.gradient)
         for chunk in (apart, together):
-            _update(optimizer, chunk, _hyperparameters(1))
-        _assert_same_bits(together, apart, "writing weights over gradients")
+            update(optimizer, chunk, hyperparameters_of(1))
+        assert_same_bits(together, apart, "writing weights over gradients")
 
     @pytest.mark.parametrize("n", [0, 1, 7, 4097])
     def test_nothing_outside_the_chunk_is_written(self, n: int) -> None:
         """Odd lengths end where they end; length 0 does nothing."""
         optimizer = self.open()
         guard = _GUARD * self._granularity(optimizer)
-        roomy = _Chunk.random(optimizer, guard + n + guard)
-        untouched = _Chunk.random(optimizer, guard + n + guard)
-        _update(optimizer, roomy.part(optimizer, guard, guard + n), _hyperparameters(1))
+        roomy = Chunk.random(optimizer, guard + n + guard)
+        untouched = Chunk.random(optimizer, guard + n + guard)
+        update(optimizer, roomy.part(optimizer, guard, guard + n), hyperparameters_of(1))
         if n:
             assert not torch.equal(roomy.master, untouched.master), "nothing was updated"
         for place, start, stop in (("before", 0, guard), ("after", guard + n, guard + n + guard)):
-            _assert_same_bits(
+            assert_same_bits(
                 roomy.part(optimizer, start, stop), untouched.part(optimizer, start, stop), f"the memory {place} it"
             )
 
@@ -275,13 +200,13 @@ class OptimizerSuite(ConformanceSuite):
         optimizer = self.open()
         granularity = self._granularity(optimizer)
         place = 5 * granularity + granularity // 2
-        clean, spoilt = _Chunk.random(optimizer), _Chunk.random(optimizer)
+        clean, spoilt = Chunk.random(optimizer), Chunk.random(optimizer)
         spoilt.gradient[place] = value
-        _update(optimizer, clean, _hyperparameters(1))
-        _update(optimizer, spoilt, _hyperparameters(1))
+        update(optimizer, clean, hyperparameters_of(1))
+        update(optimizer, spoilt, hyperparameters_of(1))
         first, last = 5 * granularity, 6 * granularity
-        for start, stop in ((0, first), (last, _LENGTH)):
-            _assert_same_bits(
+        for start, stop in ((0, first), (last, LENGTH)):
+            assert_same_bits(
                 spoilt.part(optimizer, start, stop), clean.part(optimizer, start, stop), f"a gradient of {value}"
             )
         if self.claims_adamw:
@@ -321,24 +246,24 @@ class OptimizerSuite(ConformanceSuite):
     def test_wrong_tensors_are_refused(self, spoil: Any) -> None:
         """A wrong dtype, shape or set of states raises ValueError, and nothing is written."""
         optimizer = self.open()
-        chunk = _Chunk.random(optimizer)
+        chunk = Chunk.random(optimizer)
         with pytest.raises(ValueError, match=r"."):
-            _update(optimizer, spoil(chunk), _hyperparameters(1))
-        _assert_same_bits(chunk, _Chunk.random(optimizer), "a refused call")
+            update(optimizer, spoil(chunk), hyperparameters_of(1))
+        assert_same_bits(chunk, Chunk.random(optimizer), "a refused call")
 
     def _skip_unless_adamw(self) -> None:
         if not self.claims_adamw:
             pytest.skip("this backend's rule is not AdamW's")
 
-    def _assert_equal_to_torch(self, optimizer: Optimizer, chunk: _Chunk, *, steps: int) -> None:
+    def _assert_equal_to_torch(self, optimizer: Optimizer, chunk: Chunk, *, steps: int) -> None:
         config = self._config()
         expected = torch.nn.Parameter(chunk.master.clone())
         oracle = torch.optim.AdamW([expected], betas=config.betas, eps=config.eps, foreach=False, fused=False)
         bound = torch.zeros_like(chunk.master)
         for step in range(1, steps + 1):
-            h = _hyperparameters(step)
+            h = hyperparameters_of(step)
             turned = evolve(chunk, gradient=chunk.gradient.roll(step))
-            _update(optimizer, turned, h)
+            update(optimizer, turned, h)
             oracle.param_groups[0].update(lr=h.lr, weight_decay=h.weight_decay)
             expected.grad = turned.gradient.float() * h.gradient_factor
             before = expected.detach().clone()

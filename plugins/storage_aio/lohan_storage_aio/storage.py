@@ -9,12 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-from attrs import evolve, frozen
 
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.interfaces.storage import Capacity, Storage, Transfer
@@ -23,6 +20,7 @@ from lohan_storage_aio import files, index
 from lohan_storage_aio.config import AioConfig
 from lohan_storage_aio.directories import capacity_of, make_folders, resolve_directories
 from lohan_storage_aio.engine import Choice, Engine, choose_engine
+from lohan_storage_aio.extents import Extents
 from lohan_storage_aio.faults import FAULT_VARIABLE, parse_faults
 from lohan_storage_aio.files import ExtentFile
 from lohan_storage_aio.striping import Striping, shares_of
@@ -59,12 +57,6 @@ def open_storage(config: AioConfig, *, namespace: str, default_directory: Path |
     return AioStorage(config, choice, directories, folders)
 
 
-@frozen(kw_only=True)
-class _Extent:
-    size_bytes: int
-    files: tuple[ExtentFile, ...]
-
-
 class AioStorage(Storage):
     """One file per extent in each directory; every transfer is one request to the native engine."""
 
@@ -75,8 +67,9 @@ class AioStorage(Storage):
         self._config = config
         self._choice = choice
         self._directories = list(directories)
-        self._folders = list(folders)
         self._notes: list[str] = []
+        # Not a method: the extents would refer to their storage, and dropping it would no longer close it.
+        self._note = partial(_note, self._notes)
         faults_for_tests = parse_faults(os.environ.get(FAULT_VARIABLE, ""))
         self._direct = [self._probe_direct(folder) for folder in folders]
         if config.stripe_bytes % self.alignment:
@@ -85,9 +78,9 @@ class AioStorage(Storage):
                 "the alignment of direct I/O on these drives"
             )
         self._striping = Striping(config.stripe_bytes, shares_of(config.weights or [1.0] * len(directories)))
-        self._index = index.load_index(folders, self._striping)
-        index.check_files(folders, self._striping, self._index)
-        index.remove_leftovers(folders, self._index)
+        found = index.load_index(folders, self._striping)
+        index.check_files(folders, self._striping, found)
+        index.remove_leftovers(folders, found)
 
         self._engine = Engine(
             choice.name, depth=config.queue_depth, block_bytes=config.stripe_bytes, alignment=self.alignment
@@ -97,21 +90,17 @@ class AioStorage(Storage):
         self._lock = threading.Lock()
         # Keeps files open while they are synced; taken before the other.
         self._sync_lock = threading.Lock()
-        self._closed = False
         self._process = os.getpid()
         self._bytes_moved = (0, 0)
         self._registered: dict[tuple[int, int], torch.Tensor] = {}
         self._unsynced: set[ExtentFile] = set()
         self._in_flight: deque[AioTransfer] = deque()
-        self._extents: dict[str, _Extent] = {}
-        self._sizes: dict[str, int] = {}
         try:
-            for name, size_bytes in self._index.extents.items():
-                self._extents[name] = self._open_extent(name, size_bytes)
-                self._sizes[name] = size_bytes
+            self._extents = Extents(found, folders, self._striping, self._engine, direct=self._direct, note=self._note)
         except BaseException:
-            self.close()
+            self._engine.close()
             raise
+        self._closed = False
 
     def __del__(self) -> None:
         # What is in flight belongs to buffers that would be freed with this object.
@@ -125,7 +114,7 @@ class AioStorage(Storage):
 
     def extents(self) -> Mapping[str, int]:
         """Sizes in bytes by name: a view that follows allocate and free."""
-        return MappingProxyType(self._sizes)
+        return self._extents.sizes
 
     def capacity(self) -> Capacity:
         """What the file systems could hold at the directories' shares, each file system counted once."""
@@ -164,12 +153,8 @@ class AioStorage(Storage):
             self._in_flight.clear()
             self._bytes_moved = self._engine.bytes_moved()
             self._engine.close()
-            for extent in self._extents.values():
-                for file in extent.files:
-                    file.close()
             self._registered.clear()
-            if not self._index.extents:
-                index.remove_folders(self._folders)
+            self._extents.close()
 
     def _probe_direct(self, folder: Path) -> bool:
         if not self._config.direct:
@@ -181,83 +166,25 @@ class AioStorage(Storage):
             self._note(f"{folder.parent} goes through the page cache: {access.reason}")
         return access.works
 
-    def _note(self, text: str) -> None:
-        """Remember a fall-back for :meth:`describe`, and log it now, once."""
-        if text not in self._notes:
-            self._notes.append(text)
-            _log.warning("aio: %s", text)
-
-    def _open_extent(self, name: str, size_bytes: int) -> _Extent:
-        opened: list[ExtentFile] = []
-        try:
-            for path, direct in zip(index.file_paths(self._folders, name), self._direct, strict=True):
-                opened.append(files.open_file(path, direct=direct))
-        except BaseException:
-            for file in opened:
-                file.close()
-            raise
-        for file in opened:
-            error = self._engine.add_file(file.descriptor)
-            if error not in {0, errno.EOPNOTSUPP}:
-                self._note(f"not all files registered with the kernel: {os.strerror(error)}")
-        return _Extent(size_bytes=size_bytes, files=tuple(opened))
-
-    def _close_extent(self, extent: _Extent) -> None:
-        for file in extent.files:
-            self._engine.remove_file(file.descriptor)
-            file.close()
-
     def _allocate(self, name: str, size_bytes: int) -> None:
         with self._lock:
             self._check_open()
-            if name not in self._extents:
-                self._extents[name] = self._create_extent(name, size_bytes)
-                self._sizes[name] = size_bytes
-            elif self._sizes[name] != size_bytes:
-                raise StorageError(
-                    errno.EEXIST, f"extent {name!r} exists with {self._sizes[name]} bytes, not {size_bytes}"
-                )
-
-    def _create_extent(self, name: str, size_bytes: int) -> _Extent:
-        with ExitStack() as undo:
-            for path, file_bytes in zip(
-                index.file_paths(self._folders, name), self._striping.file_sizes(size_bytes), strict=True
-            ):
-                files.create_file(path, file_bytes)
-                undo.callback(path.unlink)
-            for folder in self._folders:
-                files.sync_folder(folder)
-            extent = self._open_extent(name, size_bytes)
-            undo.pop_all()
-        try:
-            # Last: a crash before this leaves leftovers, not an extent without its files. For the same reason the files
-            # stay if this fails, because the new index may then be in place or not.
-            self._save_index({**self._index.extents, name: size_bytes})
-        except BaseException:
-            self._close_extent(extent)
-            raise
-        return extent
+            existing = self._extents.sizes.get(name)
+            if existing is None:
+                self._extents.create(name, size_bytes)
+            elif existing != size_bytes:
+                raise StorageError(errno.EEXIST, f"extent {name!r} exists with {existing} bytes, not {size_bytes}")
 
     def _free(self, name: str) -> None:
         with self._sync_lock, self._lock:
             self._check_open()
-            extent = self._extents[name]
+            extent_files = self._extents.files(name)
             for transfer in self._in_flight:
-                if transfer.files is extent.files:
+                if transfer.files is extent_files:
                     transfer.settle()
-            # First: a crash after this leaves leftovers, not an extent without its files.
-            self._save_index({key: size for key, size in self._index.extents.items() if key != name})
-            del self._extents[name], self._sizes[name]
-            self._unsynced.difference_update(extent.files)
-            self._close_extent(extent)
-            for file in extent.files:
-                with files.storage_errors(file.path, "removed"):
-                    file.path.unlink()
-
-    def _save_index(self, extents: dict[str, int]) -> None:
-        changed = evolve(self._index, extents=extents)
-        index.save_index(self._folders[0], changed)
-        self._index = changed
+            self._extents.forget(name)
+            self._unsynced.difference_update(extent_files)
+            self._extents.discard(extent_files)
 
     def _read(self, name: str, offset: int, buffer: torch.Tensor) -> Transfer:
         return self._start(name, offset, buffer, writes=False)
@@ -269,16 +196,16 @@ class AioStorage(Storage):
         address = buffer.data_ptr()
         with self._lock:
             self._check_open()
-            extent = self._extents[name]
+            extent_files = self._extents.files(name)
             segments: list[tuple[int, int, int, int]] = []
             for piece in self._striping.pieces(offset, buffer.nbytes):
-                descriptor = extent.files[piece.directory].descriptor
+                descriptor = extent_files[piece.directory].descriptor
                 segments.append((descriptor, piece.file_offset, piece.length, address))
                 address += piece.length
             request = self._engine.submit(writes=writes, segments=segments)
-            transfer = AioTransfer(request, buffer, extent.files, writes=writes)
+            transfer = AioTransfer(request, buffer, extent_files, writes=writes)
             if writes:
-                self._unsynced.update(extent.files)
+                self._unsynced.update(extent_files)
             while self._in_flight and self._in_flight[0].done():
                 self._in_flight.popleft()
             # Keeps the buffer of a transfer that the caller drops.
@@ -348,6 +275,13 @@ class AioStorage(Storage):
             raise ValueError("the storage's threads do not survive fork(): open it in the process that uses it")
         if self._closed:
             raise ValueError("the storage is closed")
+
+
+def _note(notes: list[str], text: str) -> None:
+    """Remember a fall-back for :meth:`AioStorage.describe`, and log it now, once."""
+    if text not in notes:
+        notes.append(text)
+        _log.warning("aio: %s", text)
 
 
 def _sync_file(file: ExtentFile) -> None:
