@@ -20,7 +20,7 @@ from torch.nn import functional
 __all__ = ["CASTS", "SLICE_BYTES", "HeadLoss", "Transform", "chunked_cross_entropy", "slice_rows"]
 
 SLICE_BYTES = 512 * 2**20
-"""What a slice's logits take in fp32, at most. Three and a half times that exists at the worst moment, in backward."""
+"""What a slice's logits take in fp32, at most. In a narrower dtype they exist beside that for a moment."""
 
 SLICE_TOKENS = 2048
 """Tokens of a slice, at most.
@@ -90,7 +90,7 @@ def chunked_cross_entropy(head: HeadLoss) -> Tensor:
     predicted = head.predicted
     loss = head.hidden.new_zeros((), dtype=torch.float32)
     for part in _token_slices(head):
-        loss += _slice_loss(head, _logits(head, part), part, predicted)
+        loss += _Softmax(_transformed(head, _logits(head, part)).float(), head, part, predicted).loss
     return loss
 
 
@@ -145,21 +145,53 @@ def _logits(head: HeadLoss, part: slice) -> Tensor:
     return functional.linear(head.hidden[part], head.weight, head.bias)
 
 
-def _slice_loss(head: HeadLoss, logits: Tensor, part: slice, predicted: Tensor) -> Tensor:
-    """Return one slice's share of the loss."""
+def _transformed(head: HeadLoss, logits: Tensor) -> Tensor:
     for transform in head.transforms:
         logits = transform.apply(logits)
-    losses = functional.cross_entropy(logits, head.labels[part], ignore_index=head.ignore_index, reduction="none")
-    total = losses.float().sum()
-    return total / predicted if head.reduction == "mean" else total
+    return logits
+
+
+class _Softmax:
+    """The loss of one slice, and its gradient with respect to what the loss is of, in whose place they are computed."""
+
+    def __init__(self, scores: Tensor, head: HeadLoss, part: slice, predicted: Tensor) -> None:
+        """Compute the slice's share of the loss. ``scores`` are fp32, of shape (tokens, vocabulary), and used up."""
+        labels = head.labels[part]
+        counts = labels != head.ignore_index
+        self._targets = labels.where(counts, 0).unsqueeze(1)
+        scores -= scores.amax(1, keepdim=True)
+        of_targets = scores.gather(1, self._targets)
+        self._exponentials = scores.exp_()
+        self._sums = scores.sum(1, keepdim=True)
+        weight = 1 / predicted if head.reduction == "mean" else torch.ones_like(predicted)
+        self._weights = weight.float() * counts.unsqueeze(1)
+        losses = torch.where(counts.unsqueeze(1), self._sums.log() - of_targets, 0)
+        self.loss = losses.sum() * weight
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the share. Once."""
+        gradient = self._exponentials.mul_(self._weights / self._sums)
+        return gradient.scatter_(1, self._targets, gradient.gather(1, self._targets) - self._weights)
+
+
+def _logits_gradient(head: HeadLoss, part: slice, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one slice's share of the loss, and its gradient with respect to the logits."""
+    logits = _logits(head, part)
+    if all(transform.name in CASTS for transform in head.transforms):
+        dtype, scores = logits.dtype, _transformed(head, logits).float()
+        del logits
+        softmax = _Softmax(scores, head, part, predicted)
+        return softmax.loss, softmax.gradient().to(dtype)
+    with torch.enable_grad():
+        transformed = _transformed(head, logits.requires_grad_())
+    softmax = _Softmax(transformed.detach().to(torch.float32, copy=True), head, part, predicted)
+    (gradient,) = torch.autograd.grad(transformed, logits, softmax.gradient().to(transformed.dtype))
+    return softmax.loss, gradient
 
 
 def _add_slice(head: HeadLoss, part: slice, predicted: Tensor, gradients: _Gradients) -> Tensor:
     """Add one slice's gradients; return its share of the loss. Its logits are gone when this returns."""
-    logits = _logits(head, part)
-    with torch.enable_grad():
-        loss = _slice_loss(head, logits.requires_grad_(), part, predicted)
-    (gradient,) = torch.autograd.grad(loss, logits)
+    loss, gradient = _logits_gradient(head, part, predicted)
     torch.mm(gradient, head.weight, out=gradients.hidden[part])
     # In pieces, so that no second matrix of the head's size comes to be.
     vocabulary, width = head.weight.shape
@@ -167,4 +199,4 @@ def _add_slice(head: HeadLoss, part: slice, predicted: Tensor, gradients: _Gradi
         gradients.weight[rows] += gradient[:, rows].T @ head.hidden[part]
     if gradients.bias is not None:
         gradients.bias.add_(gradient.sum(0, dtype=torch.float32))
-    return loss.detach()
+    return loss

@@ -142,13 +142,13 @@ def test_memory_is_that_of_a_slice_and_of_the_gradients(monkeypatch):
     logits_bytes = tokens * vocabulary * 4
     head_bytes = vocabulary * width * 4
     assert peak(*wide(Loss.WHOLE)) > 2 * logits_bytes + head_bytes
-    assert peak(*wide(Loss.CHUNKED)) < head_bytes + 5 * chunked_loss.SLICE_BYTES + 40 * tokens * width * 4
-    four_tokens = peak(*wide(Loss.CHUNKED))
+    # A slice's logits once, and as much for what its tokens add to the head's gradient.
+    assert peak(*wide(Loss.CHUNKED)) < head_bytes + 2 * chunked_loss.SLICE_BYTES + 4 * tokens * width * 4
     slice_bytes = chunked_loss.SLICE_BYTES
     monkeypatch.setattr(chunked_loss, "SLICE_BYTES", 2 * slice_bytes)
-    assert peak(*wide(Loss.CHUNKED)) - four_tokens > 2 * slice_bytes
+    eight_tokens = peak(*wide(Loss.CHUNKED))
     monkeypatch.setattr(chunked_loss, "SLICE_TOKENS", 4)
-    assert peak(*wide(Loss.CHUNKED)) == four_tokens
+    assert eight_tokens - peak(*wide(Loss.CHUNKED)) >= slice_bytes
 
 
 def test_a_measured_profile_shows_it(monkeypatch):
