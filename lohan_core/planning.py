@@ -8,15 +8,19 @@ from attrs import evolve
 
 from lohan_core.collector import collector_paused
 from lohan_core.errors import PlanError
-from lohan_core.evaluate import require_feasible
+from lohan_core.evaluate import require_feasible, simulate_step
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import Budget, Plan, Workload
+from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
 
 __all__ = ["plan_step"]
 
 LEANER_SLOTS = ((2, 1), (1, 1))
 """Layer and gradient slots to fall back to: weights still come ahead of need; then not even that."""
+SLOTS_IN_USE = 2
+"""Layer slots without which weights do not come ahead of need."""
+WORTH_A_SLOT = 0.005
+"""By what part of a step it must be shorter for a slot to be given up: a third one evens out what no plan foresees."""
 
 
 @collector_paused()
@@ -24,8 +28,9 @@ def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Work
     """Let the planner decide, and check that its plan fits.
 
     Returns:
-        The plan, and the workload that it is for: as given, or with fewer slots where only that fits, or, where a crash
-        may cost the run (``versions`` is 1), without extents for states in host memory.
+        The plan, and the workload that it is for: as given, or with fewer slots where only that fits or another layer's
+        states have their place on the GPU, or, where a crash may cost the run (``versions`` is 1), without extents for
+        states in host memory.
 
     Raises:
         PlanError: nothing fits; what is said is about as many slots as given, and the least there may be on the drives.
@@ -34,12 +39,36 @@ def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Work
     refusal: PlanError | None = None
     for attempt in (workload, *_leaner(workload)):
         try:
-            return require_feasible(planner.plan(profile, budget, attempt), profile, attempt, budget), attempt
+            plan = _ask(planner, profile, budget, attempt)
         except PlanError as error:
             if attempt == told:
                 refusal = error
+        else:
+            return _with_states_for_a_slot(planner, profile, budget, plan, attempt)
     assert refusal is not None  # noqa: S101 - it is among the attempts
     raise refusal
+
+
+def _ask(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> Plan:
+    return require_feasible(planner.plan(profile, budget, workload), profile, workload, budget)
+
+
+def _with_states_for_a_slot(
+    planner: Planner, profile: Profile, budget: Budget, plan: Plan, workload: Workload
+) -> tuple[Plan, Workload]:
+    """Give up the layer slot that only keeps weights moving, if the step is shorter with states in its place.
+
+    That can be where some layers' states are on the GPU: those need no slot, and the others' are few.
+    """
+    if workload.layer_slots <= SLOTS_IN_USE or all(decisions.states is not Tier.GPU for decisions in plan.blocks):
+        return plan, workload
+    leaner = evolve(workload, layer_slots=SLOTS_IN_USE)
+    try:
+        other = _ask(planner, profile, budget, leaner)
+    except PlanError:
+        return plan, workload
+    least_seconds = (1 - WORTH_A_SLOT) * simulate_step(plan, profile, workload).seconds
+    return (other, leaner) if simulate_step(other, profile, leaner).seconds < least_seconds else (plan, workload)
 
 
 def _leaner(workload: Workload) -> Iterator[Workload]:

@@ -85,3 +85,41 @@ def test_where_nothing_fits_what_could_be_given_up_is_not_asked_for():
     with pytest.raises(PlanError, match="on host") as refusal:
         plan_step(OnePlan(), PROFILE, budget, NONE_DURABLE)
     assert str(refusal.value).count("the plan needs") == 1, "it needs nothing on ssd"
+
+
+@frozen
+class MoreForASlot(Planner):
+    """Puts one layer's states on the GPU, and with fewer slots for weights as many more as it is told to."""
+
+    more: int
+
+    def plan(self, profile, budget, workload):
+        del budget
+        if self.more < 0 and workload.layer_slots < 3:
+            raise PlanError("not with so few")
+        on_gpu = 1 + (self.more if workload.layer_slots < 3 else 0)
+        tiers = [Tier.GPU if 1 <= index <= on_gpu else Tier.HOST for index in range(len(profile.blocks))]
+        return Plan(planner="slots", blocks=tuple(BlockPlan(states=tier) for tier in tiers))
+
+
+def with_updates(*, gpu, cpu):
+    """A profile with so many parameters a second updated on each."""
+    machine = evolve(PROFILE.machine, gpu_parameters_per_second=gpu, cpu_parameters_per_second=cpu)
+    return evolve(PROFILE, machine=machine)
+
+
+def slots_of(profile, *, more):
+    plan, workload = plan_step(MoreForASlot(more), profile, PLENTY, NONE_DURABLE)
+    return workload.layer_slots, sum(decisions.states is Tier.GPU for decisions in plan.blocks)
+
+
+def test_a_slot_that_only_keeps_weights_moving_makes_room_for_states_where_the_step_is_shorter():
+    assert slots_of(with_updates(gpu=1e12, cpu=1e6), more=1) == (2, 2)
+    assert slots_of(with_updates(gpu=1e3, cpu=1e12), more=1) == (3, 1)
+
+
+def test_it_stays_where_nothing_comes_of_it():
+    profile = with_updates(gpu=1e12, cpu=1e6)
+    assert slots_of(profile, more=0) == (3, 1)
+    assert slots_of(profile, more=-1) == (3, 1), "the planner has no plan for fewer"
+    assert plan_step(OnePlan(), profile, PLENTY, NONE_DURABLE)[1] == NONE_DURABLE
