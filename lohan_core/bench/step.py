@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
@@ -24,25 +23,16 @@ from attrs.validators import ge, gt
 
 from lohan_core.backend import Kind
 from lohan_core.bench.drives import mixed_bytes_per_second
-from lohan_core.bench.peaks import GpuPeak, host_bytes, peak_host_bytes
-from lohan_core.bench.plain import PlainContender
+from lohan_core.bench.peaks import GpuPeak, host_bytes
 from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
-from lohan_core.bench.step_rows import (
-    DrivesFigures,
-    StepBench,
-    StepBenchRow,
-    busiest_resource,
-    busy_by_resource,
-    chain_seconds,
-    compare_plain,
-    render,
-)
+from lohan_core.bench.plain_process import PlainContender
+from lohan_core.bench.step_rows import DrivesFigures, StepBench, StepBenchRow, render
 from lohan_core.bench.step_sections import SEED, lay_sections
+from lohan_core.bench.step_summary import summarise
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
 from lohan_core.compare.scratch import scratch_folder
 from lohan_core.config.sections import is_device
 from lohan_core.errors import ConfigError, StorageError
-from lohan_core.memory import pinned_bytes
 from lohan_core.reference.torch_adamw import AdamWConfig
 from lohan_core.registry import Registry, load_registry
 from lohan_core.report.run_file import StepRecorder
@@ -51,7 +41,8 @@ if TYPE_CHECKING:
     import torch
 
     from lohan_core.config.sections import Config
-    from lohan_core.engine.engine import Engine, StepResult
+    from lohan_core.engine.engine import Engine
+    from lohan_core.engine.step import StepResult
 
 __all__ = ["StepBench", "StepBenchOptions", "StepBenchRow", "render", "run"]
 
@@ -174,7 +165,15 @@ class _Bench:
             for number in range(self.options.warm_up + self.options.steps):
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))
                 plain.step(number)
-            row = self._summarise(engine, ours, plain, memory, start_host_bytes)
+            row = summarise(
+                engine,
+                ours,
+                plain,
+                memory,
+                sequence_length=self.workload.sequence_length,
+                warm_up=self.options.warm_up,
+                start_host_bytes=start_host_bytes,
+            )
             self._write_timeline(engine, batch_size, ours[self.options.warm_up :])
         return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
 
@@ -275,56 +274,3 @@ class _Bench:
             },
         }
         return config_from_mapping(values, self.registry)
-
-    def _summarise(
-        self,
-        engine: Engine,
-        ours: Sequence[StepResult],
-        plain: PlainContender,
-        memory: GpuPeak,
-        start_host_bytes: int,
-    ) -> StepBenchRow:
-        from lohan_core.plan import Tier
-        from lohan_core.schedule.simulate import simulate
-
-        counted = ours[self.options.warm_up :]
-        each = [busy_by_resource(result.timeline) for result in counted]
-        busy = {name: median(step[name] for step in each) for name in each[0]}
-        busiest = busiest_resource(busy)
-        predicted = simulate(engine.schedule, engine.profile.machine)
-        chain = median(chain_seconds(step.timeline) for step in counted) if engine.workload.clips else 0.0
-        seconds = median(result.seconds for result in counted)
-        batch_size = engine.workload.micro_batches * engine.profile.micro_batch_size
-        tokens = batch_size * self.workload.sequence_length
-        planned = {tier: engine.schedule.bytes_on(tier) for tier in Tier}
-        return StepBenchRow(
-            batch_size=batch_size,
-            plan=engine.description[-1],
-            attention=engine.model.attention,
-            loss_computed=engine.model.loss,
-            step_seconds=tuple(result.seconds for result in counted),
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            busy_seconds=busy,
-            busiest=busiest,
-            step_per_busiest=seconds / busy[busiest],
-            chain_seconds=chain,
-            step_per_bound=seconds / max(busy[busiest], chain),
-            predicted_seconds=predicted.seconds,
-            predicted_busy_seconds=busy_by_resource(predicted),
-            departure=seconds / predicted.seconds - 1.0,
-            losses=tuple(result.loss for result in ours),
-            planned_gpu_bytes=planned[Tier.GPU],
-            step_gpu_bytes=memory.allocated_bytes(),
-            peak_gpu_bytes=memory.reserved_bytes(),
-            gpu_retries=memory.retries(),
-            planned_host_bytes=planned[Tier.HOST],
-            pinned_bytes=pinned_bytes(),
-            start_host_bytes=start_host_bytes,
-            peak_host_bytes=peak_host_bytes(),
-            planned_ssd_bytes=planned[Tier.SSD],
-            drives=None,
-            without_drives=None,
-            plain=compare_plain(ours, plain.steps, self.options.warm_up, tokens) if plain.steps else None,
-            without_plain=plain.absence,
-        )

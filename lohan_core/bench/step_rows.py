@@ -12,8 +12,8 @@ from lohan_core.model.choices import Attention, Loss
 from lohan_core.units import format_bytes
 
 if TYPE_CHECKING:
-    from lohan_core.bench.plain import PlainStep
-    from lohan_core.engine.engine import StepResult
+    from lohan_core.bench.plain_trainer import PlainStep
+    from lohan_core.engine.step import StepResult
     from lohan_core.schedule.timeline import Timeline
 
 __all__ = [

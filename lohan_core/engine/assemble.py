@@ -16,6 +16,7 @@ from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config, Durability
 from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.device_memory import out_of_memory_told
+from lohan_core.engine.durable import Durable
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
@@ -105,14 +106,16 @@ def open_engine(
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
         store = store or make_store(config, parts, whole, report, plan=plan, workload=workload)
         machinery = build_machinery(parts, store, optimizer_settings(config), profile, workload=workload, plan=plan)
+        durable = Durable(store, workload.host_extents)
         engine = Engine(
             seed=config.run.seed,
             budget=budget,
             settings=optimizer_settings(config),
             parts=parts,
             store=store,
+            durable=durable,
             machinery=machinery,
-            finished_step=store.committed_step if workload.host_extents else 0,
+            finished_step=durable.step,
         )
         on_failure.pop_all()
     return engine

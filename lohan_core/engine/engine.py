@@ -9,17 +9,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from lohan_core.engine.device_memory import in_short, smaller_block
+from lohan_core.engine.durable import Durable
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
-from lohan_core.engine.step import StepData, UpdateTerms, as_step_inputs, micro_batch_seed
+from lohan_core.engine.step import StepData, StepResult, UpdateTerms, prepare_step
 from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError, StoreError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.model.cut import CutModel
-from lohan_core.model.rng import preserved, seeded_state
+from lohan_core.model.rng import preserved
 from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_evaluation
@@ -31,25 +32,7 @@ from lohan_core.weights import write_model
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
 
-__all__ = ["Engine", "StepResult"]
-
-
-@frozen(kw_only=True)
-class StepResult:
-    """What one step came to.
-
-    ``loss`` is the mean over all predicted tokens of the batch, before the update; ``gradient_norm`` the global one,
-    before clipping. Bytes are those that the storage moved in the step.
-    """
-
-    step: int
-    loss: float
-    gradient_norm: float
-    lr: float
-    seconds: float
-    storage_read_bytes: int
-    storage_write_bytes: int
-    timeline: Timeline
+__all__ = ["Engine"]
 
 
 @define(kw_only=True)
@@ -65,12 +48,11 @@ class Engine:
     _settings: OptimizerConfig
     _parts: Parts
     _store: Store
+    _durable: Durable
     _machinery: Machinery
     _finished_step: int
     _deferred: UpdateTerms | None = None
     """The terms of the last finished step, if its deferred updates are still to be done."""
-    _awaited: tuple[int, Mapping[str, Any]] | None = None
-    """A step that is to become durable when its deferred updates are done, and its progress."""
     _between_steps: bool = False
     _closed: bool = False
 
@@ -118,17 +100,17 @@ class Engine:
     @property
     def can_save(self) -> bool:
         """Whether states can be made durable: not where some live in host memory and have no space on the drives."""
-        return self.workload.host_extents
+        return self._durable.can_save
 
     @property
     def durable_step(self) -> int:
         """The step that a crash now would fall back to; 0 where nothing can be saved."""
-        return self._store.committed_step if self.can_save else 0
+        return self._durable.step
 
     @property
     def progress(self) -> Mapping[str, Any]:
         """What the caller stored beside the last durable step."""
-        return self._store.progress if self.can_save else {}
+        return self._durable.progress
 
     def step(self, batch: Batch, *, lr: float) -> StepResult:
         """Train on one batch. The result is what the next step begins from; :meth:`save` makes it durable.
@@ -164,12 +146,13 @@ class Engine:
         except NonFiniteGradientError as error:
             # The step before is whole all the same, unless this one has begun to update too.
             if self._machinery.defers_all:
-                self._commit_awaited()
-            raise NonFiniteGradientError(f"{error}; {self._way_on(not_finite=True)}") from error
+                self._durable.commit_awaited(self._machinery.states)
+            way_on = self._durable.way_on(self._finished_step, not_finite=True)
+            raise NonFiniteGradientError(f"{error}; {way_on}") from error
         loss = data.loss
         self._store.finish_step()
         self._deferred = data.terms if self._machinery.defers else None
-        self._commit_awaited()
+        self._durable.commit_awaited(self._machinery.states)
         self._between_steps = False
         self._finished_step = step
         read, written = self._parts.storage.bytes_moved()
@@ -210,7 +193,7 @@ class Engine:
         self._execute(self._machinery.updates_schedule)
         self._store.finish_step()
         self._deferred = None
-        self._commit_awaited()
+        self._durable.commit_awaited(self._machinery.states)
         self._between_steps = False
 
     def save(self, progress: Mapping[str, Any]) -> None:
@@ -218,9 +201,9 @@ class Engine:
 
         Where :attr:`can_save` is False this only finishes updates.
         """
-        self._awaited = None
+        self._durable.awaited = None
         self.finish_updates()
-        self._commit(self._finished_step, progress)
+        self._durable.commit(self._finished_step, progress, self._machinery.states)
 
     def save_soon(self, progress: Mapping[str, Any]) -> None:
         """As :meth:`save`, but without stopping for deferred updates: durable when the next step has done them.
@@ -234,7 +217,7 @@ class Engine:
         if self._deferred is None or not self._machinery.defers_all:
             self.save(progress)
         else:
-            self._awaited = self._finished_step, progress
+            self._durable.awaited = self._finished_step, progress
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
         """Write the model as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
@@ -269,6 +252,7 @@ class Engine:
             self._machinery = build_machinery(
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
+            self._durable = Durable(self._store, workload.host_extents)
         except BaseException:
             self._closed = True
             self._store.close()
@@ -305,51 +289,12 @@ class Engine:
         if self._closed:
             raise StoreError("the engine is closed; open the run again to go on")
         if self._between_steps:
-            raise StoreError(f"step {self._finished_step + 1} failed part of the way; {self._way_on()}")
-
-    def _way_on(self, *, not_finite: bool = False) -> str:
-        """Say what can be done after a step that failed part of the way: from the same states it may not fail again.
-
-        Unless it was ``not_finite``.
-        """
-        if not self.can_save:
-            return "nothing of this run can be saved: start again in another run.dir"
-        if self._store.overwriting:
-            return "states were overwritten in place (run.durability: none): start again in another run.dir"
-        if self.durable_step == self._finished_step and not_finite:
-            return f"step {self.durable_step} would lead there again: start in another run.dir"
-        return f"open the run again to go on from step {self.durable_step}, the last durable one"
-
-    def _commit_awaited(self) -> None:
-        """Make the step durable that waited for its updates. They are done, and no later one has begun."""
-        if self._awaited is not None:
-            step, progress = self._awaited
-            self._awaited = None
-            self._commit(step, progress)
-
-    def _commit(self, step: int, progress: Mapping[str, Any]) -> None:
-        if not self.can_save:
-            return
-        if self._machinery.states.resident and step != self.durable_step:
-            self._machinery.states.write_resident()
-            self._store.finish_step()
-        self._store.commit(step, progress)
+            way_on = self._durable.way_on(self._finished_step)
+            raise StoreError(f"step {self._finished_step + 1} failed part of the way; {way_on}")
 
     def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
-        device = self.model.device
-        total = sum(batch.loss_tokens)
-        if not total:
-            raise ValueError("no token of the batch is predicted: all labels after the first column are -100")
-        data = StepData(
-            terms=terms,
-            trains=trains,
-            deferred=self._deferred,
-            inputs=as_step_inputs(batch.micro_batches, device),
-            weights=[tokens / total for tokens in batch.loss_tokens],
-            random=[
-                seeded_state(device, micro_batch_seed(self.seed, terms.step, k))
-                for k in range(len(batch.micro_batches))
-            ],
+        data = prepare_step(
+            batch, terms, seed=self.seed, device=self.model.device, trains=trains, deferred=self._deferred
         )
         self._machinery.begin(data)
         return data

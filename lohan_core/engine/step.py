@@ -1,19 +1,25 @@
-"""What is in flight during one step: everything that tasks hand to each other beside the pools' slots."""
+"""One step: what is in flight during it, which tasks hand to each other beside the pools' slots; what it came to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 
 from lohan_core.engine.packing import Packed
 from lohan_core.model.keep import Kept, Occurrence
 from lohan_core.model.layer_call import LayerCall
+from lohan_core.model.rng import seeded_state
+from lohan_core.schedule.timeline import Timeline
 
-__all__ = ["Saved", "StepData", "UpdateTerms", "micro_batch_seed"]
+if TYPE_CHECKING:
+    from lohan_core.data.batches import Batch
+
+__all__ = ["Saved", "StepData", "StepResult", "UpdateTerms", "micro_batch_seed", "prepare_step"]
 
 
 def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -89,6 +95,40 @@ class StepData:
         return sum(weight * float(loss) for weight, loss in zip(self.weights, self.losses, strict=True) if weight)
 
 
-def as_step_inputs(micro_batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:
-    """Bring micro-batches to the computing device."""
-    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in micro_batches]
+@frozen(kw_only=True)
+class StepResult:
+    """What one step came to.
+
+    ``loss`` is the mean over all predicted tokens of the batch, before the update; ``gradient_norm`` the global one,
+    before clipping. Bytes are those that the storage moved in the step.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    lr: float
+    seconds: float
+    storage_read_bytes: int
+    storage_write_bytes: int
+    timeline: Timeline
+
+
+def prepare_step(
+    batch: Batch, terms: UpdateTerms, *, seed: int, device: torch.device, trains: bool, deferred: UpdateTerms | None
+) -> StepData:
+    """Bring a batch to the computing device, and give each micro-batch its weight and its randomness.
+
+    Raises:
+        ValueError: ``batch`` predicts no token.
+    """
+    total = sum(batch.loss_tokens)
+    if not total:
+        raise ValueError("no token of the batch is predicted: all labels after the first column are -100")
+    return StepData(
+        terms=terms,
+        trains=trains,
+        deferred=deferred,
+        inputs=[{name: tensor.to(device) for name, tensor in inputs.items()} for inputs in batch.micro_batches],
+        weights=[tokens / total for tokens in batch.loss_tokens],
+        random=[seeded_state(device, micro_batch_seed(seed, terms.step, k)) for k in range(len(batch.micro_batches))],
+    )

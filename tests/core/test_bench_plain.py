@@ -7,8 +7,8 @@ import torch
 from attrs import evolve
 from transformers import LlamaConfig
 
-from lohan_core.bench.plain import PlainContender, PlainOutOfMemoryError, PlainProcess
 from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
+from lohan_core.bench.plain_process import PlainContender, PlainOutOfMemoryError, PlainProcess
 from lohan_core.bench.workloads import WORKLOADS, model_config, write_model_directory
 from lohan_core.errors import LohanError
 from lohan_core.model.choices import Attention
@@ -92,7 +92,7 @@ def test_one_that_runs_out_of_memory_drops_out_and_says_so():
 
 
 def test_running_out_of_memory_is_told_from_other_failures(monkeypatch):
-    from lohan_core.bench import plain
+    from lohan_core.bench import plain_process
 
     sent = []
 
@@ -105,8 +105,8 @@ def test_running_out_of_memory_is_told_from_other_failures(monkeypatch):
         def fail(error=error, **_):
             raise error
 
-        monkeypatch.setattr(plain, "PlainTrainer", fail)
-        plain._serve(Connection(), SMOKE, 2, {})
+        monkeypatch.setattr(plain_process, "PlainTrainer", fail)
+        plain_process._serve(Connection(), SMOKE, 2, {})
     assert [(answer.text, answer.out_of_memory) for answer in sent] == [
         ("OutOfMemoryError: CUDA", True),
         ("RuntimeError: other", False),

@@ -9,7 +9,7 @@ from attrs import asdict, evolve
 from tiny_backends import MACHINE, TestBackends, make_registry
 
 from lohan_core.backend import Kind
-from lohan_core.bench.plain import PlainTrainer
+from lohan_core.bench.plain_trainer import PlainTrainer
 from lohan_core.bench.step import StepBenchOptions, render, run
 from lohan_core.bench.step_rows import busiest_resource, busy_by_resource, chain_seconds
 from lohan_core.bench.step_sections import lay_sections

@@ -1,0 +1,85 @@
+"""One row of ``lohan bench step``: what is counted of the steps that both sides took, beside what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from lohan_core.bench.peaks import GpuPeak, peak_host_bytes
+from lohan_core.bench.plain_process import PlainContender
+from lohan_core.bench.step_rows import StepBenchRow, busiest_resource, busy_by_resource, chain_seconds, compare_plain
+from lohan_core.memory import pinned_bytes
+
+if TYPE_CHECKING:
+    from lohan_core.engine.engine import Engine
+    from lohan_core.engine.step import StepResult
+
+__all__ = ["summarise"]
+
+
+def summarise(
+    engine: Engine,
+    ours: Sequence[StepResult],
+    plain: PlainContender,
+    memory: GpuPeak,
+    *,
+    sequence_length: int,
+    warm_up: int,
+    start_host_bytes: int,
+) -> StepBenchRow:
+    """Reduce the steps of one batch size to a row, still without the drives' figures.
+
+    Args:
+        engine: still open: what it holds is counted.
+        ours: all steps that it took.
+        plain: what took a step after each of them, or is absent.
+        memory: of LoHan's side, told when steps began.
+        sequence_length: tokens a row.
+        warm_up: how many of the first steps are not counted.
+        start_host_bytes: what the process held before the engine was opened.
+    """
+    from lohan_core.plan import Tier
+    from lohan_core.schedule.simulate import simulate
+
+    counted = ours[warm_up:]
+    each = [busy_by_resource(result.timeline) for result in counted]
+    busy = {name: median(step[name] for step in each) for name in each[0]}
+    busiest = busiest_resource(busy)
+    predicted = simulate(engine.schedule, engine.profile.machine)
+    chain = median(chain_seconds(step.timeline) for step in counted) if engine.workload.clips else 0.0
+    seconds = median(result.seconds for result in counted)
+    batch_size = engine.workload.micro_batches * engine.profile.micro_batch_size
+    tokens = batch_size * sequence_length
+    planned = {tier: engine.schedule.bytes_on(tier) for tier in Tier}
+    return StepBenchRow(
+        batch_size=batch_size,
+        plan=engine.description[-1],
+        attention=engine.model.attention,
+        loss_computed=engine.model.loss,
+        step_seconds=tuple(result.seconds for result in counted),
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        busy_seconds=busy,
+        busiest=busiest,
+        step_per_busiest=seconds / busy[busiest],
+        chain_seconds=chain,
+        step_per_bound=seconds / max(busy[busiest], chain),
+        predicted_seconds=predicted.seconds,
+        predicted_busy_seconds=busy_by_resource(predicted),
+        departure=seconds / predicted.seconds - 1.0,
+        losses=tuple(result.loss for result in ours),
+        planned_gpu_bytes=planned[Tier.GPU],
+        step_gpu_bytes=memory.allocated_bytes(),
+        peak_gpu_bytes=memory.reserved_bytes(),
+        gpu_retries=memory.retries(),
+        planned_host_bytes=planned[Tier.HOST],
+        pinned_bytes=pinned_bytes(),
+        start_host_bytes=start_host_bytes,
+        peak_host_bytes=peak_host_bytes(),
+        planned_ssd_bytes=planned[Tier.SSD],
+        drives=None,
+        without_drives=None,
+        plain=compare_plain(ours, plain.steps, warm_up, tokens) if plain.steps else None,
+        without_plain=plain.absence,
+    )
