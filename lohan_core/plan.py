@@ -12,7 +12,7 @@ from lohan_core.layout import BLOCK_ALIGNMENT
 
 __all__ = ["BlockPlan", "Budget", "Plan", "Tier", "Update", "Workload", "plannable_gpu_bytes", "plannable_host_bytes"]
 
-ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR = 16, 2**29
+ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR = 16, 3 * 2**27
 SYSTEM_SHARE, MOST_FOR_SYSTEM = 16, 8 * 2**30
 
 
@@ -51,7 +51,7 @@ class Budget:
 def plannable_gpu_bytes(gpu_bytes: int) -> int:
     """Return what of a GPU's memory a plan may use.
 
-    A sixteenth, at most 512 MiB, is left to what no plan counts: the workspaces of libraries, kernels that are loaded
+    A sixteenth, at most 384 MiB, is left to what no plan counts: the workspaces of libraries, kernels that are loaded
     when they are first used, and what the allocator rounds up. (Its fragments are counted:
     :func:`lohan_core.schedule.sizes.with_fragments`.)
     """

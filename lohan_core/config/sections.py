@@ -173,7 +173,7 @@ class MemoryConfig:
     """How much of each tier the run may use.
 
     Attributes:
-        gpu: Device memory; `null`: what is free at the start. A sixteenth of it, at most 512 MiB, is left to what no
+        gpu: Device memory; `null`: what is free at the start. A sixteenth of it, at most 384 MiB, is left to what no
             plan counts.
         host: Host memory; `null`: what is free at the start, less a sixteenth, at most 8 GiB. Where the CPU computes,
             half of that, the other half being for `gpu`; what a limit leaves of one goes to the other.

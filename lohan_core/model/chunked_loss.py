@@ -164,7 +164,7 @@ class _Softmax:
         self._exponentials = scores.exp_()
         self._sums = scores.sum(1, keepdim=True)
         weight = 1 / predicted if head.reduction == "mean" else torch.ones_like(predicted)
-        self._weights = weight.float() * counts.unsqueeze(1)
+        self._weights = torch.where(counts.unsqueeze(1), weight.float(), 0)
         losses = torch.where(counts.unsqueeze(1), self._sums.log() - of_targets, 0)
         self.loss = losses.sum() * weight
 

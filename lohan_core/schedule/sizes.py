@@ -29,6 +29,9 @@ SUM_BYTES = 4
 FRAGMENTS_SHARE = 16
 """One byte in so many that come and go on the GPU is lost between them."""
 
+TRANSIENT_SHARE = 12
+"""And one in so many of the largest transient: of its pieces some are a third of it, and go into no smaller gap."""
+
 
 @frozen(kw_only=True)
 class KeptBytes:
@@ -95,7 +98,7 @@ def with_fragments(device_bytes: int) -> int:
     A plan that left its fragments no room would have it run out in every step, stop all streams and give all its free
     pages back, or find no room for good. (Allocations of two steps with 20 GiB of them, one of a micro-batch and one of
     eight: with a sixteenth more it runs out in the first two steps at most, with a twenty-fifth in every step or for
-    good.)
+    good. Of a step with 5 GiB of them and a piece of 1 GiB, in every step: see TRANSIENT_SHARE.)
     """
     return device_bytes + device_bytes // FRAGMENTS_SHARE
 
@@ -135,11 +138,13 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
         for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
     ):
         total[Tier.HOST] += saving_bytes(profile)
+    transient = max(block.transient_bytes for block in profile.blocks)
     comes_and_goes = (
         workload.micro_batches * (sum(held.gpu for held in kept) + profile.arguments_bytes)
         + (workload.micro_batches + 2) * largest_input
         + 2 * max(held.moved for held in kept)
-        + max(block.transient_bytes for block in profile.blocks)
+        + transient
+        + transient // TRANSIENT_SHARE
     )
     # Whole sectors, as what is kept is: so each byte kept counts the same, wherever planners count it.
     total[Tier.GPU] += with_fragments(round_up(comes_and_goes, SECTOR_BYTES))

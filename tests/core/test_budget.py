@@ -19,7 +19,7 @@ def budget(free, *, gpu=None, host=None, ssd=None, one_memory=False):
 
 def test_without_limits_it_is_what_there_is_less_what_no_plan_counts():
     found = budget((24 * GIB, 64 * GIB, 1000 * GIB))
-    assert (found.gpu_bytes, found.host_bytes, found.ssd_bytes) == (23.5 * GIB, 60 * GIB, 1000 * GIB)
+    assert (found.gpu_bytes, found.host_bytes, found.ssd_bytes) == (23.625 * GIB, 60 * GIB, 1000 * GIB)
     assert budget((4 * GIB, 0, 0)).gpu_bytes == 3.75 * GIB
     assert budget((0, 512 * GIB, 0)).host_bytes == 504 * GIB
 
