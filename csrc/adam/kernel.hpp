@@ -33,8 +33,8 @@ template <class V> struct Constants {
 };
 
 // How many parameters ahead of their use states and gradients are fetched: the processor's own prefetchers stop at
-// every page. Measured beside 128 parameters, on Zen 4 and on 16 cores of a Xeon: 512 are 7 to 17 % faster, 256 are 3 to
-// 7 %, 1024 and 2048 no better than 512.
+// every page. Measured beside 128 parameters, on Zen 4 and on 16 cores of a Xeon: 512 are 2 to 15 % faster, 256 are 1 to
+// 6 %, 1024 and 2048 no better than 512.
 constexpr std::size_t prefetch_distance = 512;
 
 // The address may lie past the array's end: a prefetch never faults.
@@ -122,7 +122,7 @@ void update_typed(const Slice &slice, const Coefficients &coefficients) {
 }
 
 // Weights bypass the caches, unless their lines are there already: where they take the gradients' place, the line has
-// been read, and its second half is still to be. (Measured on the Xeon, streaming them there too: 6 % slower.)
+// been read, and its second half is still to be. (Streaming them there too: 5 to 7 % slower on the Xeon.)
 template <class V, class Gradient, class Weight> void update_streaming(const Slice &s, const Coefficients &c) {
   constexpr std::size_t vector_bytes = V::width * sizeof(Weight);
   if (V::streams && s.weights != s.gradient && reinterpret_cast<std::uintptr_t>(s.weights) % vector_bytes == 0) {
