@@ -75,9 +75,10 @@ class Workload:
     store keeps (2 when a step becomes durable atomically, 1 without). ``layer_slots`` and ``gradient_slots``: for how
     many layers at once the GPU has room for weights, and for gradients. Three and two keep every lane moving: one layer
     in use, one on its way, one being given back; one layer's gradients leave while the next one's arrive. Fewer are for
-    layers so large that there is no room, or where a layer's states take a slot's place. Sums of several micro-batches in fp32 have one slot, whatever
-    ``gradient_slots``: they leave, rounded, from a slot for weights. ``host_extents``: whether states in host memory
-    have their extents on the drives too, which is where they are saved to; without, nothing of the run can be.
+    layers so large that there is no room, or where a layer's states take a slot's place. Sums of several micro-batches
+    in fp32 have one slot, whatever ``gradient_slots``: they leave, rounded, from a slot for weights. ``host_extents``:
+    whether states in host memory have their extents on the drives too, which is where they are saved to; without,
+    nothing of the run can be.
     """
 
     micro_batches: int = field(validator=gt(0))

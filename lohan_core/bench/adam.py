@@ -5,7 +5,8 @@ All are bound by memory, so what counts is bytes per parameter.
 
 - ``cpuadam`` reads a bf16 gradient (2 bytes) and three fp32 states (12), writes the states (12) and a bf16 weight (2):
   28 bytes. The AVX paths write the weight past the caches; where they cannot (scalar path, unaligned weights) the
-  processor first reads the line that the weight goes to, and 30 bytes move.
+  processor first reads the line that the weight goes to, and 30 bytes move. *Overlaid*: weights take the gradients'
+  place, as for states in host memory; that line is in the caches then.
 - ``torch.optim.AdamW(fused=True)`` reads an fp32 gradient (4) and three fp32 states (12) and writes the states (12): 28
   bytes. It reads no bf16 gradient and emits no bf16 weight; a trainer pays for those passes separately.
 - ``copy`` is the C library's ``memmove`` of a buffer too large for the caches, cut evenly over the threads. Its bytes
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["AdamBench", "AdamBenchOptions", "AdamBenchRow", "render", "run", "summarise"]
 
 _BACKEND = "cpuadam"
+_OVERLAID = "overlaid"
 _TORCH = "torch fused"
 _COPY = "copy"
 _IN_PLACE = "in place"
@@ -136,6 +138,10 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
             with ThreadPoolExecutor(threads) as pool:
                 contenders: dict[str, Callable[[], object]] = {
                     **{name: partial(our_update, optimizer) for name, optimizer in optimizers.items()},
+                    **{
+                        f"{name} {_OVERLAID}": partial(our_update, optimizer, overlaid=True)
+                        for name, optimizer in optimizers.items()
+                    },
                     _TORCH: torch_update,
                     _COPY: partial(_copy, source, target, pool, threads),
                     _IN_PLACE: source.neg_,
@@ -174,9 +180,9 @@ def render(result: AdamBench) -> str:
     """Write the result as a table."""
     hardware = f"{result.processor}, {result.cores} cores, torch {result.torch_version}"
     work = f"{result.parameters:,} parameters, {result.bytes_per_parameter} bytes each"
-    lines = [f"{hardware}; {work}", f"{'':<18} threads  Mparam/s    GB/s  of torch  of copy  of in place"]
+    lines = [f"{hardware}; {work}", f"{'':<21} threads  Mparam/s    GB/s  of torch  of copy  of in place"]
     lines += [
-        f"{row.what:<18} {row.threads:>7} {row.parameters_per_second / 1e6:>9.0f} {row.bytes_per_second / 1e9:>7.1f} "
+        f"{row.what:<21} {row.threads:>7} {row.parameters_per_second / 1e6:>9.0f} {row.bytes_per_second / 1e9:>7.1f} "
         f"{row.ratio_to_torch:>9.2f} {row.fraction_of_copy:>8.2f} {row.fraction_of_in_place:>12.2f}"
         for row in result.rows
     ]
@@ -190,7 +196,7 @@ def _open(registry: Registry, simd: str, threads: int) -> Optimizer:
     return registry.open_backend(Kind.OPTIMIZER, _BACKEND, settings, threads=threads)
 
 
-def _updates(n: int) -> tuple[Callable[[Optimizer], None], Callable[[], object]]:
+def _updates(n: int) -> tuple[Callable[..., None], Callable[[], object]]:
     """Return our update and torch's. Both work on the same states, so that neither has the luckier pages."""
     import torch
 
@@ -206,10 +212,11 @@ def _updates(n: int) -> tuple[Callable[[Optimizer], None], Callable[[], object]]
         for name in _MOMENTS:
             oracle.state[parameter][name] = values[name].copy_(oracle.state[parameter][name])
 
-    def our_step(optimizer: Optimizer) -> None:
+    def our_step(optimizer: Optimizer, *, overlaid: bool = False) -> None:
         for values, gradient in pieces:
             moments = {name: values[name] for name in _MOMENTS}
-            optimizer.update(values["master"], moments, gradient, values["weights"], _STEP)
+            read = values["weights"] if overlaid else gradient
+            optimizer.update(values["master"], moments, read, values["weights"], _STEP)
 
     return our_step, oracle.step
 
