@@ -33,8 +33,8 @@ template <class V> struct Constants {
 };
 
 // How many parameters ahead of their use states and gradients are fetched: the processor's own prefetchers stop at
-// every page. Measured beside 128 parameters, on Zen 4 and on 16 cores of a Xeon: 512 are 2 to 15 % faster, 256 are 1
-// to 6 %, 1024 and 2048 no better than 512.
+// every page. Measured beside 128 parameters, on Zen 4 and on 16 cores of a Xeon: 512 are up to 15 % faster, 256
+// up to 6 %, 1024 and 2048 no better than 512.
 constexpr std::size_t prefetch_distance = 512;
 
 // The address may lie past the array's end: a prefetch never faults.

@@ -9,8 +9,7 @@ import multiprocessing
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from attrs import frozen
 
@@ -72,14 +71,6 @@ class PlainContender:
         if self._process is not None:
             self._process.close()
             self._process = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class PlainProcess:

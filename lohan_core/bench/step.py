@@ -160,7 +160,7 @@ class _Bench:
             memory = GpuPeak(self.device)
             sample = make_batch(self.workload, batch_size, 0)
             engine = stack.enter_context(open_engine(config, sample, registry=self.registry))
-            plain = stack.enter_context(self._open_plain(engine, config, free_bytes))
+            plain = stack.enter_context(closing(self._open_plain(engine, config, free_bytes)))
             memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))

@@ -133,7 +133,8 @@ def whole_seconds(run: Callable[[], object], device: torch.device, warm_up_secon
     """
     run()
     if device.type == "cuda":
-        return _sustained_seconds(run, device, warm_up_seconds)
+        _keep_busy(run, device, warm_up_seconds)
+        return _keep_busy(run, device, warm_up_seconds)
     other = torch.ones(2 * largest_cache_bytes() // 4)
     rounds = []
     for _ in looks():
@@ -147,21 +148,20 @@ def whole_seconds(run: Callable[[], object], device: torch.device, warm_up_secon
 def sustain(run: Callable[[], object], device: torch.device, warm_up_seconds: float) -> None:
     """Bring a GPU's clocks to where a long step has them, by several times ``warm_up_seconds`` of work."""
     if device.type == "cuda":
-        _sustained_seconds(run, device, HEATING / 2 * warm_up_seconds)
+        _keep_busy(run, device, HEATING * warm_up_seconds)
 
 
-def _sustained_seconds(run: Callable[[], object], device: torch.device, warm_up_seconds: float) -> float:
-    """Keep the GPU at it for a while, then for as long again; return the seconds of one run in that."""
+def _keep_busy(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Keep a GPU at it for about so long; return the seconds of one run in that."""
     torch.cuda.synchronize(device)
     began = time.perf_counter()
     run()
     torch.cuda.synchronize(device)
-    runs = max(2, round(warm_up_seconds / (time.perf_counter() - began)))
-    for _ in range(2):
-        began = time.perf_counter()
-        for _ in range(runs):
-            run()
-        torch.cuda.synchronize(device)
+    runs = max(2, round(seconds / (time.perf_counter() - began)))
+    began = time.perf_counter()
+    for _ in range(runs):
+        run()
+    torch.cuda.synchronize(device)
     return (time.perf_counter() - began) / runs
 
 

@@ -62,6 +62,7 @@ def train(config: Config, registry: Registry, console: Console) -> bool:
         planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
         registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         _prepare_directory(config)
+        _require_manifest(config)
         progress = stack.enter_context(RunProgress(console))
         stop = stack.enter_context(StopRequest(console))
         parts = open_parts(config, registry, device)
@@ -255,11 +256,10 @@ def _entry(result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:
 
 
 def _prepare_directory(config: Config) -> None:
-    """Make the run directory, or find it writable, with a store or no steps yet.
+    """Make the run directory, or find it writable.
 
     Raises:
         ConfigError: it cannot be made or written.
-        StoreError: a run has been there, and its store's manifest is lost.
     """
     directory: Path = config.run.dir
     try:
@@ -268,9 +268,16 @@ def _prepare_directory(config: Config) -> None:
         raise ConfigError(f"run.dir: cannot make {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise ConfigError(f"run.dir: {directory} cannot be written; choose another or change its permissions")
-    metrics = directory / METRICS
+
+
+def _require_manifest(config: Config) -> None:
+    """Refuse to start over where a run has been: its states may be on the drives, under a name only the manifest tells.
+
+    Raises:
+        StoreError: steps have been taken, and there is no store.
+    """
+    metrics = config.run.dir / METRICS
     if not StoreDirectory.is_at(store_path(config)) and any("loss" in entry for entry in read_metrics(metrics)):
-        # The states may still be on the drives, under a name that only the manifest tells.
         raise StoreError(
             f"{store_path(config) / MANIFEST}: missing, and {metrics} has steps of its run; restore it from a copy, or "
             "start over in another run.dir"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from contextlib import closing
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ class Failing:
 
 def test_one_that_runs_out_of_memory_drops_out_and_says_so():
     process = Failing()
-    with PlainContender(process, None) as contender:
+    with closing(PlainContender(process, None)) as contender:
         contender.step(0)
         assert contender.steps == [0]
         contender.step(1)

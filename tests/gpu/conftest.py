@@ -7,6 +7,8 @@ import torch
 from tiny_backends import TestBackends
 from tiny_lms import CONFIGS, save_lm
 
+from lohan_core.engine.device_memory import give_back_workspaces
+
 # cuBLAS reads it when it starts: with one workspace of its own per stream, its results do not depend on the stream.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -20,8 +22,7 @@ def cuda():
     yield torch.device("cuda", torch.cuda.current_device())
     torch.use_deterministic_algorithms(False)
     torch.cuda.set_per_process_memory_fraction(1.0)
-    # torch keeps one of cuBLAS's workspaces for every stream that there ever was, and each engine has its own streams.
-    torch._C._cuda_clearCublasWorkspaces()
+    give_back_workspaces(torch.device("cuda"))  # of what was computed without an engine
     torch.cuda.empty_cache()
 
 
