@@ -11,7 +11,7 @@ from lohan_core.collector import collector_paused
 from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
 from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
-from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.plan import VERSIONS_TO_SPECULATE, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
@@ -27,7 +27,7 @@ _REMEDIES = {
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }
-_SSD_REMEDY_OF_TWO_VERSIONS = "free space, add storage.directories, raise memory.ssd, or set run.durability: none"
+_SSD_REMEDY_OF_SEVERAL_VERSIONS = "free space, add storage.directories, raise memory.ssd, or set run.durability: none"
 
 
 class TimeModel(StrEnum):
@@ -78,7 +78,7 @@ def check_plan(plan: Plan, profile: Profile, workload: Workload) -> None:
 
     Raises:
         PlanError: it has another number of blocks, keeps a candidate that its block has not, has states on the GPU that
-            cannot be there, or defers updates where that may not be.
+            cannot be there, or defers updates, or makes them on speculation, where that may not be.
     """
     if len(plan.blocks) != len(profile.blocks):
         raise PlanError(
@@ -99,6 +99,16 @@ def check_plan(plan: Plan, profile: Profile, workload: Workload) -> None:
             raise PlanError(
                 f"planner {plan.planner!r}: block {block.name}: its update is deferred, which run.update: "
                 f"{workload.update} does not allow"
+            )
+        if decisions.speculative and not workload.may_speculate:
+            raise PlanError(
+                f"planner {plan.planner!r}: block {block.name}: its update is speculative, which is for run.update: "
+                "speculative and for gradients that are clipped"
+            )
+        if decisions.speculative and decisions.states is Tier.SSD and workload.versions < VERSIONS_TO_SPECULATE:
+            raise PlanError(
+                f"planner {plan.planner!r}: block {block.name}: its update is speculative, and the drives have no "
+                f"{VERSIONS_TO_SPECULATE} versions of its states"
             )
 
 
@@ -138,7 +148,7 @@ def evaluate(
 
 def _remedy(tier: Tier, workload: Workload) -> str:
     if tier is Tier.SSD and workload.versions > 1:
-        return _SSD_REMEDY_OF_TWO_VERSIONS
+        return _SSD_REMEDY_OF_SEVERAL_VERSIONS
     return _REMEDIES[tier]
 
 

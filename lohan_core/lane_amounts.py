@@ -12,6 +12,7 @@ from functools import cache
 from typing import TypeAlias
 
 import numpy as np
+from attrs import evolve
 from numpy.typing import NDArray
 
 from lohan_core.plan import Plan, Tier, Update, Workload
@@ -71,13 +72,18 @@ def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
     parts = [fixed_amounts(profile, workload)]
     recomputed = keeping = 0.0
     for index, (block, decisions) in enumerate(zip(profile.blocks, plan.blocks, strict=True)):
-        parts.append(update_amounts(profile, workload, index, deferred=decisions.deferred))
+        when, deferred = workload, decisions.deferred
+        if decisions.speculative:  # all goes well: as if there were nothing to wait for, but for gradients that do
+            when, deferred = evolve(workload, clips=False), False
+        parts.append(update_amounts(profile, when, index, deferred=deferred))
         if decisions.states is Tier.SSD:
-            parts.append(state_amounts(profile, workload, index, deferred=decisions.deferred))
+            parts.append(state_amounts(profile, when, index, deferred=deferred))
         if decisions.states is Tier.GPU:
-            parts.append(gpu_state_amounts(profile, workload, index, deferred=decisions.deferred))
-        if decisions.gradients is Tier.SSD:
-            parts.append(gradient_amounts(profile, workload, index, deferred=decisions.deferred))
+            parts.append(gpu_state_amounts(profile, when, index, deferred=deferred))
+        if decisions.gradients is Tier.SSD and decisions.speculative:
+            parts.append({(Phase.BACKWARD, Resource.WRITE): block.elements * profile.weight_bytes})
+        elif decisions.gradients is Tier.SSD:
+            parts.append(gradient_amounts(profile, when, index, deferred=deferred))
         held = kept_bytes(block, decisions)
         parts.append(activation_amounts(block, workload, Tier.HOST, held.host))
         parts.append(activation_amounts(block, workload, Tier.SSD, held.ssd))

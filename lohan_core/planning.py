@@ -10,8 +10,9 @@ from lohan_core.collector import collector_paused
 from lohan_core.errors import PlanError
 from lohan_core.evaluate import require_feasible, simulate_step
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import Budget, Plan, Tier, Workload
+from lohan_core.plan import VERSIONS_TO_SPECULATE, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
+from lohan_core.speculation import with_speculation
 
 __all__ = ["plan_step"]
 
@@ -30,11 +31,27 @@ def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Work
     Returns:
         The plan, and the workload that it is for: as given, or with fewer slots where only that fits or another layer's
         states have their place on the GPU, or, where a crash may cost the run (``versions`` is 1), without extents for
-        states in host memory.
+        states in host memory, or with two versions instead of three, if no speculative update needs the third.
 
     Raises:
         PlanError: nothing fits; what is said is about as many slots as given, and the least there may be on the drives.
     """
+    plan, chosen = _plan(planner, profile, budget, evolve(workload, versions=min(workload.versions, 2)))
+    if not workload.may_speculate:
+        return plan, chosen
+    plan = with_speculation(plan, profile, chosen, budget)
+    if workload.versions < VERSIONS_TO_SPECULATE or all(decided.states is not Tier.SSD for decided in plan.blocks):
+        return plan, chosen
+    try:
+        other, roomy = _plan(planner, profile, budget, workload)
+    except PlanError:
+        return plan, chosen
+    other = with_speculation(other, profile, roomy, budget)
+    shorter = simulate_step(other, profile, roomy).seconds < simulate_step(plan, profile, chosen).seconds
+    return (other, roomy) if shorter else (plan, chosen)
+
+
+def _plan(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> tuple[Plan, Workload]:
     told = evolve(workload, host_extents=workload.host_extents and workload.versions > 1)
     refusal: PlanError | None = None
     for attempt in (workload, *_leaner(workload)):

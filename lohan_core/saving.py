@@ -1,8 +1,8 @@
 """What it takes to make a step durable, and how often that is worth it. Pure arithmetic.
 
 States that live on the drives are durable by one small commit. Those in memory are written for it, while the step
-waits; and where a plan defers some updates and not others, no moment of a step finds another one whole, so the deferred
-ones are done first, on their own.
+waits; and where a plan defers some updates and not others (speculative ones are not, if all goes well), no moment of a
+step finds another one whole, so the deferred ones are done first, on their own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def saving_seconds(plan: Plan, profile: Profile, workload: Workload) -> float:
         return 0.0
     seconds = saved_bytes(plan, profile, workload) / profile.machine.ssd_write_bytes_per_second
     blocks = zip(profile.blocks, plan.blocks, strict=True)
-    deferred = {decisions.deferred for block, decisions in blocks if block.elements}
+    deferred = {decisions.deferred and not decisions.speculative for block, decisions in blocks if block.elements}
     if deferred == {False, True}:
         seconds += simulate(build_updates(plan, profile, workload), profile.machine).seconds
     return seconds

@@ -16,6 +16,9 @@ Slice Slice::part(std::size_t offset, std::size_t part_length) const {
   slice.master += offset;
   slice.exp_avg += offset;
   slice.exp_avg_sq += offset;
+  slice.new_master += offset;
+  slice.new_exp_avg += offset;
+  slice.new_exp_avg_sq += offset;
   slice.gradient = static_cast<const char *>(gradient) + offset * size_of(gradient_dtype);
   slice.weights = static_cast<char *>(weights) + offset * size_of(weights_dtype);
   slice.length = part_length;

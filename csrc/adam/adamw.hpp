@@ -13,13 +13,16 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// n parameters, each array of `length` elements. Arrays must not overlap, but that weights may be the gradients'
-// memory, if both are of one type: each gradient is read before a weight is written there.
+// n parameters, each array of `length` elements. Arrays must not overlap, but that all new states may be in the old
+// ones' memory, and weights in the gradients', if both are of one type: each is read before anything is written there.
 struct Slice {
-  float *master;
-  float *exp_avg;
-  float *exp_avg_sq;
+  const float *master;
+  const float *exp_avg;
+  const float *exp_avg_sq;
   const void *gradient;
+  float *new_master;
+  float *new_exp_avg;
+  float *new_exp_avg_sq;
   void *weights;
   DType gradient_dtype;
   DType weights_dtype;

@@ -43,17 +43,44 @@ template <class T> inline void prefetch(const T *array) {
   __builtin_prefetch(reinterpret_cast<const void *>(address));
 }
 
-// Updates V::width parameters. Stream: the weights bypass the caches and must be aligned for it.
-template <class V, bool Stream, class Gradient, class Weight>
-inline void update_vector(const Constants<V> &c, float *master, float *exp_avg, float *exp_avg_sq,
-                          const Gradient *gradient, Weight *weights) {
+// Where an update reads and writes, from one parameter on.
+template <class Gradient, class Weight> struct Places {
+  const float *master, *exp_avg, *exp_avg_sq;
+  const Gradient *gradient;
+  float *new_master, *new_exp_avg, *new_exp_avg_sq;
+  Weight *weights;
+
+  static Places of(const Slice &s) {
+    return {s.master,     s.exp_avg,     s.exp_avg_sq,     static_cast<const Gradient *>(s.gradient),
+            s.new_master, s.new_exp_avg, s.new_exp_avg_sq, static_cast<Weight *>(s.weights)};
+  }
+  Places at(std::size_t i) const {
+    return {master + i,     exp_avg + i,     exp_avg_sq + i,     gradient + i,
+            new_master + i, new_exp_avg + i, new_exp_avg_sq + i, weights + i};
+  }
+};
+
+// What bypasses the caches on its way out; it must be aligned for that.
+enum class Streams { nothing, weights, everything };
+
+template <class V, bool Stream, class T> inline void put(T *target, typename V::Register x) {
+  if constexpr (Stream) {
+    V::stream(target, x);
+  } else {
+    V::store(target, x);
+  }
+}
+
+// Updates V::width parameters.
+template <class V, Streams streams, class Gradient, class Weight>
+inline void update_vector(const Constants<V> &c, const Places<Gradient, Weight> &p) {
   // All loads come before all stores. The arrays often begin at the same offset into a page, and a load that follows a
   // store with the same low address bits waits until the processor knows that the two do not overlap: measured 20 %
   // slower on Zen 4.
-  const auto old_master = V::load(master);
-  const auto old_average = V::load(exp_avg);
-  const auto old_square = V::load(exp_avg_sq);
-  const auto g = V::multiply(V::load(gradient), c.gradient_factor);
+  const auto old_master = V::load(p.master);
+  const auto old_average = V::load(p.exp_avg);
+  const auto old_square = V::load(p.exp_avg_sq);
+  const auto g = V::multiply(V::load(p.gradient), c.gradient_factor);
 
   const auto base = c.lerp_from_gradient ? g : old_average;
   const auto average = V::fused_multiply_add(c.lerp_weight, V::subtract(g, old_average), base);
@@ -62,74 +89,84 @@ inline void update_vector(const Constants<V> &c, float *master, float *exp_avg, 
   const auto step = V::divide(V::multiply(c.negative_step_size, average), V::add(root, c.eps));
   const auto updated = V::canonical(V::add(V::multiply(old_master, c.decay), step));
 
-  V::store(exp_avg, V::canonical(average));
-  V::store(exp_avg_sq, V::canonical(square));
-  V::store(master, updated);
-  if constexpr (Stream) {
-    V::stream(weights, updated);
-  } else {
-    V::store(weights, updated);
-  }
+  constexpr bool states = streams == Streams::everything;
+  put<V, states>(p.new_exp_avg, V::canonical(average));
+  put<V, states>(p.new_exp_avg_sq, V::canonical(square));
+  put<V, states>(p.new_master, updated);
+  put<V, streams != Streams::nothing>(p.weights, updated);
 }
 
 // The last `count` < V::width parameters: through zero-padded copies, so that they meet the same instructions as the
 // rest.
 template <class V, class Gradient, class Weight>
-inline void update_tail(const Constants<V> &c, float *master, float *exp_avg, float *exp_avg_sq,
-                        const Gradient *gradient, Weight *weights, std::size_t count) {
+inline void update_tail(const Constants<V> &c, const Places<Gradient, Weight> &p, std::size_t count) {
   float padded_master[V::width] = {}, padded_average[V::width] = {}, padded_square[V::width] = {};
   Gradient padded_gradient[V::width] = {};
   Weight padded_weights[V::width] = {};
   for (std::size_t i = 0; i < count; ++i) {
-    padded_master[i] = master[i];
-    padded_average[i] = exp_avg[i];
-    padded_square[i] = exp_avg_sq[i];
-    padded_gradient[i] = gradient[i];
+    padded_master[i] = p.master[i];
+    padded_average[i] = p.exp_avg[i];
+    padded_square[i] = p.exp_avg_sq[i];
+    padded_gradient[i] = p.gradient[i];
   }
-  update_vector<V, false>(c, padded_master, padded_average, padded_square, padded_gradient, padded_weights);
+  const Places<Gradient, Weight> padded{padded_master, padded_average, padded_square, padded_gradient,
+                                        padded_master, padded_average, padded_square, padded_weights};
+  update_vector<V, Streams::nothing>(c, padded);
   for (std::size_t i = 0; i < count; ++i) {
-    master[i] = padded_master[i];
-    exp_avg[i] = padded_average[i];
-    exp_avg_sq[i] = padded_square[i];
-    weights[i] = padded_weights[i];
+    p.new_master[i] = padded_master[i];
+    p.new_exp_avg[i] = padded_average[i];
+    p.new_exp_avg_sq[i] = padded_square[i];
+    p.weights[i] = padded_weights[i];
   }
 }
 
-template <class V, bool Stream, class Gradient, class Weight>
+template <class V, Streams streams, class Gradient, class Weight>
 void update_typed(const Slice &slice, const Coefficients &coefficients) {
   const Constants<V> c(coefficients);
   // Copied out: for all that the compiler knows, a store to the arrays could change the slice.
   const std::size_t length = slice.length;
-  float *const master = slice.master, *const exp_avg = slice.exp_avg, *const exp_avg_sq = slice.exp_avg_sq;
-  const auto *const gradient = static_cast<const Gradient *>(slice.gradient);
-  auto *const weights = static_cast<Weight *>(slice.weights);
+  const auto places = Places<Gradient, Weight>::of(slice);
   std::size_t i = 0;
   for (; i + V::width <= length; i += V::width) {
+    const Places<Gradient, Weight> here = places.at(i);
     if constexpr (V::width > 1) {
-      prefetch(master + i);
-      prefetch(exp_avg + i);
-      prefetch(exp_avg_sq + i);
-      prefetch(gradient + i);
+      prefetch(here.master);
+      prefetch(here.exp_avg);
+      prefetch(here.exp_avg_sq);
+      prefetch(here.gradient);
     }
-    update_vector<V, Stream>(c, master + i, exp_avg + i, exp_avg_sq + i, gradient + i, weights + i);
+    update_vector<V, streams>(c, here);
   }
   if (i < length) {
-    update_tail(c, master + i, exp_avg + i, exp_avg_sq + i, gradient + i, weights + i, length - i);
+    update_tail(c, places.at(i), length - i);
   }
-  if constexpr (Stream) {
+  if constexpr (streams != Streams::nothing) {
     V::fence(); // streamed stores are weakly ordered: make them visible before the caller is told
   }
 }
 
-// Weights bypass the caches, unless their lines are there already: where they take the gradients' place, the line has
-// been read, and its second half is still to be. (Streaming them there too: 5 to 7 % slower on the Xeon.)
+template <class V> inline bool aligned(const void *address, std::size_t value_bytes) {
+  return reinterpret_cast<std::uintptr_t>(address) % (V::width * value_bytes) == 0;
+}
+
+// What is written bypasses the caches, unless its lines are there already: states are updated in place, or weights take
+// the gradients' place, the line has been read, and its second half is still to be. (Streaming weights there too: 5 to
+// 7 % slower on the Xeon.)
 template <class V, class Gradient, class Weight> void update_streaming(const Slice &s, const Coefficients &c) {
-  constexpr std::size_t vector_bytes = V::width * sizeof(Weight);
-  if (V::streams && s.weights != s.gradient && reinterpret_cast<std::uintptr_t>(s.weights) % vector_bytes == 0) {
-    update_typed<V, V::streams, Gradient, Weight>(s, c);
-  } else {
-    update_typed<V, false, Gradient, Weight>(s, c);
+  if constexpr (V::streams) {
+    const bool states = s.new_master != s.master && aligned<V>(s.new_master, sizeof(float)) &&
+                        aligned<V>(s.new_exp_avg, sizeof(float)) && aligned<V>(s.new_exp_avg_sq, sizeof(float));
+    const bool weights = s.weights != s.gradient && aligned<V>(s.weights, sizeof(Weight));
+    if (weights && states) {
+      update_typed<V, Streams::everything, Gradient, Weight>(s, c);
+      return;
+    }
+    if (weights) {
+      update_typed<V, Streams::weights, Gradient, Weight>(s, c);
+      return;
+    }
   }
+  update_typed<V, Streams::nothing, Gradient, Weight>(s, c);
 }
 
 template <class V, class Gradient> void update_weights(const Slice &s, const Coefficients &c) {

@@ -11,14 +11,18 @@ namespace {
 using namespace lohan::adam;
 
 void update(Updater &updater, std::uintptr_t master, std::uintptr_t exp_avg, std::uintptr_t exp_avg_sq,
-            std::uintptr_t gradient, DType gradient_dtype, std::uintptr_t weights, DType weights_dtype,
-            std::size_t length, std::int64_t step, double lr, double beta1, double beta2, double eps,
-            double weight_decay, double gradient_factor) {
+            std::uintptr_t gradient, DType gradient_dtype, std::uintptr_t new_master, std::uintptr_t new_exp_avg,
+            std::uintptr_t new_exp_avg_sq, std::uintptr_t weights, DType weights_dtype, std::size_t length,
+            std::int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
+            double gradient_factor) {
   Slice slice{};
-  slice.master = reinterpret_cast<float *>(master);
-  slice.exp_avg = reinterpret_cast<float *>(exp_avg);
-  slice.exp_avg_sq = reinterpret_cast<float *>(exp_avg_sq);
+  slice.master = reinterpret_cast<const float *>(master);
+  slice.exp_avg = reinterpret_cast<const float *>(exp_avg);
+  slice.exp_avg_sq = reinterpret_cast<const float *>(exp_avg_sq);
   slice.gradient = reinterpret_cast<const void *>(gradient);
+  slice.new_master = reinterpret_cast<float *>(new_master);
+  slice.new_exp_avg = reinterpret_cast<float *>(new_exp_avg);
+  slice.new_exp_avg_sq = reinterpret_cast<float *>(new_exp_avg_sq);
   slice.weights = reinterpret_cast<void *>(weights);
   slice.gradient_dtype = gradient_dtype;
   slice.weights_dtype = weights_dtype;
@@ -63,8 +67,10 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("path", [](const Updater &updater) { return name_of(updater.path()); })
       .def_property_readonly("threads", &Updater::threads)
       .def("update", &update, py::kw_only(), py::arg("master"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
-           py::arg("gradient"), py::arg("gradient_dtype"), py::arg("weights"), py::arg("weights_dtype"),
-           py::arg("length"), py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-           py::arg("weight_decay"), py::arg("gradient_factor"), py::call_guard<py::gil_scoped_release>(),
-           "Update `length` parameters in place; the arrays are addresses and stay the caller's.");
+           py::arg("gradient"), py::arg("gradient_dtype"), py::arg("new_master"), py::arg("new_exp_avg"),
+           py::arg("new_exp_avg_sq"), py::arg("weights"), py::arg("weights_dtype"), py::arg("length"), py::arg("step"),
+           py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+           py::arg("gradient_factor"), py::call_guard<py::gil_scoped_release>(),
+           "Update `length` parameters; the arrays are addresses and stay the caller's. New states may take old ones' "
+           "places.");
 }

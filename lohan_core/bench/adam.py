@@ -6,7 +6,8 @@ All are bound by memory, so what counts is bytes per parameter.
 - ``cpuadam`` reads a bf16 gradient (2 bytes) and three fp32 states (12), writes the states (12) and a bf16 weight (2):
   28 bytes. The AVX paths write the weight past the caches; where they cannot (scalar path, unaligned weights) the
   processor first reads the line that the weight goes to, and 30 bytes move. *Overlaid*: weights take the gradients'
-  place, as for states in host memory; that line is in the caches then.
+  place, as for states in host memory; that line is in the caches then. *Elsewhere*: gradients are there too, and states
+  and weights go to another record, as where an update may be taken back; all of it past the caches.
 - ``torch.optim.AdamW(fused=True)`` reads an fp32 gradient (4) and three fp32 states (12) and writes the states (12): 28
   bytes. It reads no bf16 gradient and emits no bf16 weight; a trainer pays for those passes separately.
 - ``copy`` is the C library's ``memmove`` of a buffer too large for the caches, cut evenly over the threads. Its bytes
@@ -53,13 +54,14 @@ __all__ = ["AdamBench", "AdamBenchOptions", "AdamBenchRow", "render", "run", "su
 
 _BACKEND = "cpuadam"
 _OVERLAID = "overlaid"
+_ELSEWHERE = "elsewhere"
 _TORCH = "torch fused"
 _COPY = "copy"
 _IN_PLACE = "in place"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BYTES_PER_PARAMETER = 28
-_BYTES_TAKEN = 48
-"""Of memory, per parameter, at the peak: states, both gradients, and what is copied."""
+_BYTES_TAKEN = 62
+"""Of memory, per parameter, at the peak: states twice, both gradients, and what is copied."""
 _SETTLING_SECONDS = 0.02
 """Waited before each measurement: torch's threads spin for some milliseconds after their work, on cores that the next
 contender needs."""
@@ -139,7 +141,8 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
                 contenders: dict[str, Callable[[], object]] = {
                     **{name: partial(our_update, optimizer) for name, optimizer in optimizers.items()},
                     **{
-                        f"{name} {_OVERLAID}": partial(our_update, optimizer, overlaid=True)
+                        f"{name} {where}": partial(our_update, optimizer, where)
+                        for where in (_OVERLAID, _ELSEWHERE)
                         for name, optimizer in optimizers.items()
                     },
                     _TORCH: torch_update,
@@ -180,9 +183,9 @@ def render(result: AdamBench) -> str:
     """Write the result as a table."""
     hardware = f"{result.processor}, {result.cores} cores, torch {result.torch_version}"
     work = f"{result.parameters:,} parameters, {result.bytes_per_parameter} bytes each"
-    lines = [f"{hardware}; {work}", f"{'':<21} threads  Mparam/s    GB/s  of torch  of copy  of in place"]
+    lines = [f"{hardware}; {work}", f"{'':<23} threads  Mparam/s    GB/s  of torch  of copy  of in place"]
     lines += [
-        f"{row.what:<21} {row.threads:>7} {row.parameters_per_second / 1e6:>9.0f} {row.bytes_per_second / 1e9:>7.1f} "
+        f"{row.what:<23} {row.threads:>7} {row.parameters_per_second / 1e6:>9.0f} {row.bytes_per_second / 1e9:>7.1f} "
         f"{row.ratio_to_torch:>9.2f} {row.fraction_of_copy:>8.2f} {row.fraction_of_in_place:>12.2f}"
         for row in result.rows
     ]
@@ -201,6 +204,7 @@ def _updates(n: int) -> tuple[Callable[..., None], Callable[[], object]]:
     import torch
 
     pieces = [_piece(min(CHUNK_PARAMETERS, n - start)) for start in range(0, n, CHUNK_PARAMETERS)]
+    copies = [_record(gradient.numel()) for _, gradient in pieces]
     parameters = []
     for values, gradient in pieces:
         parameter = torch.nn.Parameter(values["master"])
@@ -212,17 +216,31 @@ def _updates(n: int) -> tuple[Callable[..., None], Callable[[], object]]:
         for name in _MOMENTS:
             oracle.state[parameter][name] = values[name].copy_(oracle.state[parameter][name])
 
-    def our_step(optimizer: Optimizer, *, overlaid: bool = False) -> None:
-        for values, gradient in pieces:
-            moments = {name: values[name] for name in _MOMENTS}
-            read = values["weights"] if overlaid else gradient
-            optimizer.update(values["master"], moments, read, values["weights"], _STEP)
+    def our_step(optimizer: Optimizer, where: str = "") -> None:
+        for (values, gradient), copy in zip(pieces, copies, strict=True):
+            moments, new = ({name: vectors[name] for name in _MOMENTS} for vectors in (values, copy))
+            read = values["weights"] if where else gradient
+            if where == _ELSEWHERE:
+                optimizer.update_into(
+                    values["master"], moments, read, copy["weights"], _STEP, new_master=copy["master"], new_states=new
+                )
+            else:
+                optimizer.update(values["master"], moments, read, values["weights"], _STEP)
 
     return our_step, oracle.step
 
 
 def _piece(n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return the states and weights of one chunk, laid out in memory as the engine lays them, and its gradient."""
+    """Return the states and weights of one chunk, and its gradient."""
+    import torch
+
+    values = _record(n)
+    values["master"].normal_().mul_(0.02)
+    return values, allocate_host(2 * n, pin=False).view(torch.bfloat16).normal_()
+
+
+def _record(n: int) -> dict[str, torch.Tensor]:
+    """Return the states and weights of one chunk, laid out in memory as the engine lays them."""
     import torch
 
     vectors = [StateVector(name=name, value_bytes=4) for name in ("master", *_MOMENTS)]
@@ -233,8 +251,7 @@ def _piece(n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         offset, _ = place_in_record(vectors, n)[vector.name]
         dtype = torch.float32 if vector.value_bytes == 4 else torch.bfloat16
         values[vector.name] = record[offset : offset + n * vector.value_bytes].view(dtype)
-    values["master"].normal_().mul_(0.02)
-    return values, allocate_host(2 * n, pin=False).view(torch.bfloat16).normal_()
+    return values
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:

@@ -68,9 +68,11 @@ class StepBenchRow:
     the drives is slower while the other is busy, so that of the two ``ssd`` is the resource. ``step_per_busiest`` is
     the step's time over that of the resource that was busy longest. ``chain_seconds`` is what a step cannot go below
     where gradients are clipped, whatever overlaps: head and backward on the GPU, and only then, when the norm is known,
-    the CPU's updates, without which the next backward cannot begin; 0 where nothing clips. ``step_per_bound`` is over
-    the longer of both. ``predicted_*`` are the simulation's of the same schedule; ``departure`` is by which share of
-    the prediction the step was longer.
+    the CPU's updates, without which the next backward cannot begin; 0 where nothing clips, or where updates were made
+    on the speculation that nothing would be. ``step_per_bound`` is over the longer of both. ``clipped_steps`` are those
+    counted whose gradients were scaled down, ``speculative_steps`` those whose speculative updates came to count.
+    ``predicted_*`` are the simulation's of the same schedule; ``departure`` is by which share of the prediction the
+    step was longer.
 
     ``planned_*_bytes`` are what the plan reckons with on each tier, on the GPU with the allocator's fragments.
     ``step_gpu_bytes`` is what was allocated there at most during the steps, ``peak_gpu_bytes`` what torch's allocator
@@ -99,6 +101,8 @@ class StepBenchRow:
     predicted_busy_seconds: Mapping[str, float]
     departure: float
     losses: tuple[float, ...]
+    clipped_steps: int
+    speculative_steps: int
     planned_gpu_bytes: int
     step_gpu_bytes: int
     peak_gpu_bytes: int

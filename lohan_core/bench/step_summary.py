@@ -46,8 +46,10 @@ def summarise(
     each = [busy_by_resource(result.timeline) for result in counted]
     busy = {name: median(step[name] for step in each) for name in each[0]}
     busiest = busiest_resource(busy)
-    predicted = simulate(engine.schedule, engine.profile.machine)
-    chain = median(chain_seconds(step.timeline) for step in counted) if engine.workload.clips else 0.0
+    predicted = simulate(counted[-1].timeline.schedule, engine.profile.machine)
+    held = [step.speculated and not step.clipped for step in counted]
+    chains = [0.0 if fine else chain_seconds(step.timeline) for step, fine in zip(counted, held, strict=True)]
+    chain = median(chains) if engine.workload.clips else 0.0
     seconds = median(result.seconds for result in counted)
     batch_size = engine.workload.micro_batches * engine.profile.micro_batch_size
     tokens = batch_size * sequence_length
@@ -69,6 +71,8 @@ def summarise(
         predicted_busy_seconds=busy_by_resource(predicted),
         departure=seconds / predicted.seconds - 1.0,
         losses=tuple(result.loss for result in ours),
+        clipped_steps=sum(step.clipped for step in counted),
+        speculative_steps=sum(held),
         planned_gpu_bytes=planned[Tier.GPU],
         step_gpu_bytes=memory.allocated_bytes(),
         peak_gpu_bytes=memory.reserved_bytes(),

@@ -12,7 +12,7 @@ from attrs.validators import ge, gt, optional
 from lohan_core.backend import Kind
 from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.model.choices import Attention, Loss
-from lohan_core.plan import Update
+from lohan_core.plan import VERSIONS_TO_SPECULATE, Update
 from lohan_core.units import Bytes
 
 __all__ = [
@@ -134,7 +134,10 @@ class RunConfig:
         update: When states are updated. `optimized`: during backward, with reading, updating and writing overlapped;
             `deferred`: likewise, or in the next step's forward just ahead of their use, as the planner decides block by
             block; `naive`: during backward, one chunk after the other; `serial`: after backward. Where gradients are
-            clipped, all but deferred updates run after backward. The results are the same.
+            clipped, all but deferred updates run after backward; `speculative`: as `deferred`, but once four steps in
+            a row were not clipped, updates run during backward, in copies of the states, until a step turns out to be
+            clipped after all and its updates are made anew; takes another copy of such states in host memory, as far
+            as there is room, and half as much space again on the drives. The results are the same.
         replan_after: Steps after which the profile is corrected by what a step was measured to take and the planner is
             asked again, once in each process; `null`: never. The results do not depend on it.
         durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;
@@ -160,6 +163,13 @@ class RunConfig:
     durability: Durability = Durability.STEP
     checkpoint_every: int | None = field(default=None, validator=optional(ge(1)))
     checksums: bool = True
+
+    @property
+    def most_versions(self) -> int:
+        """How many versions of each state the store may have."""
+        if self.durability is Durability.NONE:
+            return 1
+        return VERSIONS_TO_SPECULATE if self.update is Update.SPECULATIVE else 2
 
     def __attrs_post_init__(self) -> None:
         if self.batch_size % self.micro_batch_size:

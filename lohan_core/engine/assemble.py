@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lohan_core.backend import Kind
 from lohan_core.budget import make_budget
-from lohan_core.config.sections import Config, Durability
+from lohan_core.config.sections import Config
 from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.device_memory import out_of_memory_told
 from lohan_core.engine.durable import Durable
@@ -29,6 +29,7 @@ from lohan_core.engine.parts import (
     store_identity,
     take_up_store,
 )
+from lohan_core.engine.speculation import Speculation
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.choices import Attention
@@ -38,6 +39,7 @@ from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
+from lohan_core.store import Store
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
@@ -94,7 +96,7 @@ def open_engine(
         )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
-        workload = workload or _workload(config, sample, parts.chunk_elements)
+        workload = workload or _workload(config, sample, parts.chunk_elements, store)
         budget = _budget(config, profile, parts.storage)
         if plan is None:
             planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
@@ -115,6 +117,7 @@ def open_engine(
             store=store,
             durable=durable,
             machinery=machinery,
+            speculation=Speculation(machinery.schedules.speculates),
             finished_step=durable.step,
         )
         on_failure.pop_all()
@@ -163,13 +166,13 @@ def _holds_several_documents(batch: Mapping[str, Tensor]) -> bool:
     return "position_ids" in batch and bool((batch["position_ids"][:, 1:] == 0).any())
 
 
-def _workload(config: Config, sample: Batch, chunk_elements: int) -> Workload:
+def _workload(config: Config, sample: Batch, chunk_elements: int, store: Store | None) -> Workload:
     return Workload(
         micro_batches=len(sample.micro_batches),
         update=config.run.update,
         clips=bool(optimizer_settings(config).max_grad_norm),
         chunk_elements=chunk_elements,
-        versions=2 if config.run.durability is Durability.STEP else 1,
+        versions=config.run.most_versions if store is None else store.versions,
     )
 
 

@@ -15,6 +15,7 @@ from lohan_core.engine.device_memory import in_short, smaller_block
 from lohan_core.engine.durable import Durable
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
+from lohan_core.engine.speculation import Speculation
 from lohan_core.engine.step import StepData, StepResult, UpdateTerms, prepare_step
 from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError, StoreError
@@ -51,6 +52,7 @@ class Engine:
     _durable: Durable
     _machinery: Machinery
     _finished_step: int
+    _speculation: Speculation
     _deferred: UpdateTerms | None = None
     """The terms of the last finished step, if its deferred updates are still to be done."""
     _between_steps: bool = False
@@ -78,8 +80,8 @@ class Engine:
 
     @property
     def schedule(self) -> Schedule:
-        """The tasks of one step."""
-        return self._machinery.schedule
+        """The tasks of one step; of one that is not clipped, where there are speculative updates."""
+        return self._machinery.schedules.usual
 
     @property
     def description(self) -> tuple[str, ...]:
@@ -135,23 +137,32 @@ class Engine:
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
         step = self._finished_step + 1
-        data = self._begin(batch, UpdateTerms(step, lr))
+        speculates = self._speculation.expected
+        if speculates and not self._speculation.held:
+            self.finish_updates()  # of the blocks, too, whose next updates are to be made beside backward
+        data = self._begin(batch, UpdateTerms(step, lr), speculates=speculates)
         if not self.can_save:
             self._store.never_commit()
         read_before, written_before = self._parts.storage.bytes_moved()
-        schedule = self._machinery.first_schedule if self._deferred is None else self._machinery.schedule
+        schedules = self._machinery.schedules
+        schedule = schedules.step(pending=self._deferred is not None, speculates=speculates)
         self._between_steps = True
         try:
             timeline = self._execute(schedule)
         except NonFiniteGradientError as error:
             # The step before is whole all the same, unless this one has begun to update too.
-            if self._machinery.defers_all:
+            if schedules.defers_all:
                 self._durable.commit_awaited(self._machinery.states)
             way_on = self._durable.way_on(self._finished_step, not_finite=True)
             raise NonFiniteGradientError(f"{error}; {way_on}") from error
         loss = data.loss
+        clipped = data.terms.gradient_factor != 1.0
+        self._speculation.note(clipped=clipped, speculated=speculates)
+        if speculates:
+            self._machinery.states.end_speculation(holds=not clipped)
         self._store.finish_step()
-        self._deferred = data.terms if self._machinery.defers else None
+        leaves = schedules.updates(speculated=self._speculation.held).tasks
+        self._deferred = data.terms if leaves else None
         self._durable.commit_awaited(self._machinery.states)
         self._between_steps = False
         self._finished_step = step
@@ -165,6 +176,8 @@ class Engine:
             storage_read_bytes=read - read_before,
             storage_write_bytes=written - written_before,
             timeline=timeline,
+            clipped=clipped,
+            speculated=speculates,
         )
 
     def evaluate(self, batches: Iterable[Batch]) -> float:
@@ -190,7 +203,7 @@ class Engine:
             return
         self._machinery.begin(StepData(terms=self._deferred, deferred=self._deferred))
         self._between_steps = True
-        self._execute(self._machinery.updates_schedule)
+        self._execute(self._machinery.schedules.updates(speculated=self._speculation.held))
         self._store.finish_step()
         self._deferred = None
         self._durable.commit_awaited(self._machinery.states)
@@ -214,7 +227,7 @@ class Engine:
         self._require_usable()
         if not self.can_save:
             return
-        if self._deferred is None or not self._machinery.defers_all:
+        if self._deferred is None or self._speculation.held or not self._machinery.schedules.defers_all:
             self.save(progress)
         else:
             self._durable.awaited = self._finished_step, progress
@@ -253,6 +266,7 @@ class Engine:
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
             self._durable = Durable(self._store, workload.host_extents)
+            self._speculation = Speculation(self._machinery.schedules.speculates)
         except BaseException:
             self._closed = True
             self._store.close()
@@ -292,9 +306,15 @@ class Engine:
             way_on = self._durable.way_on(self._finished_step)
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {way_on}")
 
-    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
+    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True, speculates: bool = False) -> StepData:
         data = prepare_step(
-            batch, terms, seed=self.seed, device=self.model.device, trains=trains, deferred=self._deferred
+            batch,
+            terms,
+            seed=self.seed,
+            device=self.model.device,
+            trains=trains,
+            deferred=self._deferred,
+            speculates=speculates,
         )
         self._machinery.begin(data)
         return data

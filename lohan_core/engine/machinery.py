@@ -17,6 +17,7 @@ from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action, Lanes
 from lohan_core.engine.packing import plan_packing
 from lohan_core.engine.parts import SCRATCH_PREFIX, Parts
+from lohan_core.engine.schedules import Schedules
 from lohan_core.engine.states import States
 from lohan_core.engine.step import StepData
 from lohan_core.engine.updates import Updates
@@ -25,9 +26,8 @@ from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
-from lohan_core.schedule.build import build_schedule, build_updates
 from lohan_core.schedule.sizes import sums_apart
-from lohan_core.schedule.task import Lane, Op, Schedule
+from lohan_core.schedule.task import Lane, Op
 from lohan_core.store import Store
 from lohan_core.units import format_bytes
 
@@ -41,12 +41,7 @@ class Machinery:
     plan: Plan
     profile: Profile
     workload: Workload
-    schedule: Schedule
-    """A step that another came before."""
-    first_schedule: Schedule
-    """A step that begins with no deferred update to be done."""
-    updates_schedule: Schedule
-    """The deferred updates of a step that no other follows."""
+    schedules: Schedules
     states: States
     lanes: Lanes
     actions: Mapping[Op, Action]
@@ -58,22 +53,14 @@ class Machinery:
         """Give the actions the data of the step that comes."""
         self._compute.data = self._activations.data = self._updates.data = data
 
-    @property
-    def defers(self) -> bool:
-        """Whether a step leaves updates to the next one."""
-        return bool(self.updates_schedule.tasks)
-
-    @property
-    def defers_all(self) -> bool:
-        """Whether a step leaves all its updates to the next one: its end then finds the step before, whole."""
-        return _updates(self.schedule) == _updates(self.updates_schedule)
-
     def describe(self) -> str:
         """Say which plan it is, and what it takes on each tier."""
-        taken = ", ".join(f"{format_bytes(self.schedule.bytes_on(tier))} on {tier}" for tier in Tier)
+        taken = ", ".join(f"{format_bytes(self.schedules.usual.bytes_on(tier))} on {tier}" for tier in Tier)
         unsaved = "" if self.workload.host_extents else "; states in memory are not saved: no space on the drives"
         note = f" ({self.plan.note})" if self.plan.note else ""
-        return f"plan: {self.plan.planner}{note}; {taken}{unsaved}"
+        speculative = sum(decisions.speculative for decisions in self.plan.blocks)
+        tried = f"; updates of {speculative} on speculation while steps are not clipped" if speculative else ""
+        return f"plan: {self.plan.planner}{note}{tried}; {taken}{unsaved}"
 
 
 def _gpu_optimizer(parts: Parts, device: torch.device) -> Optimizer:
@@ -84,10 +71,6 @@ def _gpu_optimizer(parts: Parts, device: torch.device) -> Optimizer:
             "there; put planner.states on host, or plan by what there is now with profiler.cache: false"
         )
     return there
-
-
-def _updates(schedule: Schedule) -> int:
-    return sum(task.op in {Op.UPDATE, Op.UPDATE_ON_GPU} for task in schedule.tasks)
 
 
 def build_machinery(
@@ -112,8 +95,8 @@ def build_machinery(
     pin = device.type == "cuda"
     for name in [name for name in parts.storage.extents() if name.startswith(SCRATCH_PREFIX)]:
         parts.storage.free(name)  # of a process that was killed, or of another plan: their sizes may differ
-    schedule = build_schedule(plan, profile, workload)
-    buffers = Buffers(schedule, device)
+    schedules = Schedules.of(plan, profile, workload)
+    buffers = Buffers(schedules.usual, device)
     parts.storage.register([buffers.host_arena])
     states = States(blocks, plan, parts.form, store, workload.chunk_elements, device=device)
     for index in sorted(states.unstored):
@@ -150,9 +133,7 @@ def build_machinery(
             plan=plan,
             profile=profile,
             workload=workload,
-            schedule=schedule,
-            first_schedule=build_schedule(plan, profile, workload, pending=False),
-            updates_schedule=build_updates(plan, profile, workload),
+            schedules=schedules,
             states=states,
             lanes=lanes,
             actions={**weights.actions, **compute.actions, **activations.actions, **updates.actions},

@@ -13,7 +13,7 @@ import torch
 from attrs import define
 
 from lohan_core.backend import Kind
-from lohan_core.config.sections import Config, Durability, FirstWeights
+from lohan_core.config.sections import Config, FirstWeights
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.fill import fill_store
@@ -146,7 +146,7 @@ def make_store(
         parts.storage,
         parts.form.extents(stored),
         identity,
-        versions=2 if config.run.durability is Durability.STEP else 1,
+        versions=workload.versions,
         checksums=config.run.checksums,
     )
     fill_store(

@@ -98,6 +98,7 @@ class States:
     Attributes:
         resident: records of the blocks on host and on the GPU, by index.
         on_gpu: those on the GPU.
+        copies: a second record of each block on host whose updates are speculative: these are made there.
         unstored: those of them for which the store has no extents. Whoever makes this fills them.
     """
 
@@ -115,7 +116,14 @@ class States:
         self.store = store
         self._blocks = blocks
         self._chunk_elements = chunk_elements
+        self._speculative_on_drives = [
+            extent_name(vector.name, block.index)
+            for block, decisions in zip(blocks, plan.blocks, strict=True)
+            if decisions.speculative and decisions.states is Tier.SSD
+            for vector in form.vectors
+        ]
         self.resident: dict[int, Record] = {}
+        self.copies: dict[int, Record] = {}
         for block, decisions in zip(blocks, plan.blocks, strict=True):
             if decisions.states is Tier.SSD or not block.elements:
                 continue
@@ -125,6 +133,9 @@ class States:
             else:
                 buffer = torch.empty(size, dtype=torch.uint8, device=device)
             self.resident[block.index] = form.open_record(buffer, block.elements)
+            if decisions.speculative:
+                copy = allocate_host(size, pin=device.type == "cuda")
+                self.copies[block.index] = form.open_record(copy, block.elements)
         self.on_gpu = {
             index: record for index, record in self.resident.items() if plan.blocks[index].states is Tier.GPU
         }
@@ -154,6 +165,17 @@ class States:
         """Start to read a chunk of compute weights into a uint8 buffer."""
         offset, length = self.form.weights.chunk_range(chunk)
         return self.store.read(extent_name(WEIGHTS, block), offset, buffer[:length])
+
+    def end_speculation(self, *, holds: bool) -> None:
+        """Take this step's speculative updates as made, or go on with the states as they were before.
+
+        Those in memory have been made in the copies, which take the places of what they were made of.
+        """
+        if not holds:
+            self.store.take_back(self._speculative_on_drives)
+            return
+        for block, copy in self.copies.items():
+            self.resident[block], self.copies[block] = copy, self.resident[block]
 
     def write_resident(self) -> None:
         """Write every block that lives in memory, and has extents, to the store.

@@ -65,6 +65,8 @@ class StepData:
     """Whether a backward follows, for which blocks keep what they have seen; an evaluation needs nothing of it."""
     deferred: UpdateTerms | None = None
     """Those of the step before, if its deferred updates are done in this one."""
+    speculates: bool = False
+    """Whether the plan's speculative updates are made in this step's backward."""
     inputs: Sequence[Mapping[str, Tensor]] = ()
     """One micro-batch each, on the computing device."""
     weights: Sequence[float] = ()
@@ -100,7 +102,8 @@ class StepResult:
     """What one step came to.
 
     ``loss`` is the mean over all predicted tokens of the batch, before the update; ``gradient_norm`` the global one,
-    before clipping. Bytes are those that the storage moved in the step.
+    before clipping. Bytes are those that the storage moved in the step. ``clipped``: whether gradients were scaled
+    down. ``speculated``: whether the plan's speculative updates were made before that was known; for nothing, if so.
     """
 
     step: int
@@ -111,10 +114,19 @@ class StepResult:
     storage_read_bytes: int
     storage_write_bytes: int
     timeline: Timeline
+    clipped: bool
+    speculated: bool
 
 
 def prepare_step(
-    batch: Batch, terms: UpdateTerms, *, seed: int, device: torch.device, trains: bool, deferred: UpdateTerms | None
+    batch: Batch,
+    terms: UpdateTerms,
+    *,
+    seed: int,
+    device: torch.device,
+    trains: bool,
+    deferred: UpdateTerms | None,
+    speculates: bool = False,
 ) -> StepData:
     """Bring a batch to the computing device, and give each micro-batch its weight and its randomness.
 
@@ -128,6 +140,7 @@ def prepare_step(
         terms=terms,
         trains=trains,
         deferred=deferred,
+        speculates=speculates,
         inputs=[{name: tensor.to(device) for name, tensor in inputs.items()} for inputs in batch.micro_batches],
         weights=[tokens / total for tokens in batch.loss_tokens],
         random=[seeded_state(device, micro_batch_seed(seed, terms.step, k)) for k in range(len(batch.micro_batches))],

@@ -77,6 +77,7 @@ class Updates:
         self._max_grad_norm = max_grad_norm
         self._dtype = states.form.dtypes[WEIGHTS]
         self._deferred = frozenset(block.index for block in blocks if plan.blocks[block.index].deferred)
+        self._speculative = frozenset(block.index for block in blocks if plan.blocks[block.index].speculative)
         self._waiting: dict[int, Tensor] = {}
         for block, decisions in zip(blocks, plan.blocks, strict=True):
             size = states.form.weights.extent_bytes(block.elements)
@@ -143,7 +144,8 @@ class Updates:
         gradient = self._host_gradient(task, chunk)
         resident = self._states.resident.get(task.block)
         record, base = (resident, 0) if resident is not None else (self._record(task, chunk), chunk.start)
-        self._update(self._optimizer, task.block, chunk, record=record, base=base, gradient=gradient)
+        into = self._states.copies.get(task.block) if self._speculates(task.block) else None
+        self._update(self._optimizer, task.block, chunk, record=record, base=base, gradient=gradient, into=into)
 
     def update_on_gpu(self, task: Task) -> None:
         """gpu: a whole layer, whose gradients are in the place of its weights."""
@@ -152,26 +154,49 @@ class Updates:
         whole = Chunk(index=0, start=0, stop=self._blocks[task.block].elements)
         self._update(self._gpu_optimizer, task.block, whole, record=record, base=0, gradient=record.values[WEIGHTS])
 
+    def _speculates(self, block: int) -> bool:
+        return self.data.speculates and block in self._speculative
+
     def _update(
-        self, optimizer: Optimizer, block: int, chunk: Chunk, *, record: Record, base: int, gradient: Tensor
+        self,
+        optimizer: Optimizer,
+        block: int,
+        chunk: Chunk,
+        *,
+        record: Record,
+        base: int,
+        gradient: Tensor,
+        into: Record | None = None,
     ) -> None:
-        """Update a chunk in spans of equal hyperparameters; ``record`` begins at element ``base`` of the block."""
+        """Update a chunk in spans of equal hyperparameters, in place, or leaving ``record`` as it is, in another one.
+
+        Records begin at element ``base`` of the block.
+        """
         form = self._states.form
-        terms = self.data.deferred if block in self._deferred else self.data.terms
+        terms = self.data.deferred if block in self._deferred and not self._speculates(block) else self.data.terms
         assert terms is not None  # noqa: S101 - the engine gives them with a schedule that has deferred updates
         for start, stop, decays in self._blocks[block].spans(chunk):
-            values = record.slice(start - base, stop - base, form.vectors)
-            optimizer.update(
-                values.pop(MASTER),
-                {field.name: values[field.name] for field in form.fields},
-                gradient[start - chunk.start : stop - chunk.start],
-                values[WEIGHTS],
-                Hyperparameters(
-                    step=terms.step,
-                    lr=terms.lr,
-                    weight_decay=self._weight_decay if decays else 0.0,
-                    gradient_factor=terms.gradient_factor,
-                ),
+            here = slice(start - chunk.start, stop - chunk.start)
+            hyperparameters = Hyperparameters(
+                step=terms.step,
+                lr=terms.lr,
+                weight_decay=self._weight_decay if decays else 0.0,
+                gradient_factor=terms.gradient_factor,
+            )
+            old = record.slice(start - base, stop - base, form.vectors)
+            states = {field.name: old[field.name] for field in form.fields}
+            if into is None:
+                optimizer.update(old[MASTER], states, gradient[here], old[WEIGHTS], hyperparameters)
+                continue
+            new = into.slice(start - base, stop - base, form.vectors)
+            optimizer.update_into(
+                old[MASTER],
+                states,
+                gradient[here],
+                new[WEIGHTS],
+                hyperparameters,
+                new_master=new[MASTER],
+                new_states={field.name: new[field.name] for field in form.fields},
             )
 
     def write(self, task: Task) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from lohan_core.budget import make_budget
-from lohan_core.config.sections import Config, Durability
+from lohan_core.config.sections import Config
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
@@ -51,7 +51,7 @@ class Case:
             update=config.run.update,
             clips=bool(settings.max_grad_norm),
             chunk_elements=round_up(config.memory.chunk // 4, chunk_alignment(vectors)),
-            versions=2 if config.run.durability is Durability.STEP else 1,
+            versions=config.run.most_versions,
             gpu_limit_bytes=config.memory.gpu,
             host_limit_bytes=config.memory.host,
             ssd_limit_bytes=config.memory.ssd,

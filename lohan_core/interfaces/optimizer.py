@@ -117,6 +117,39 @@ class Optimizer(ABC):
         self._check(master, states, gradient, weights)
         self._update(master, states, gradient, weights, hyperparameters)
 
+    def update_into(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+        *,
+        new_master: torch.Tensor,
+        new_states: Mapping[str, torch.Tensor],
+    ) -> None:
+        """As :meth:`update`, but ``master`` and ``states`` are only read: the new ones go to another place.
+
+        The results are the same to the bit. So an update can be taken back, by forgetting that place.
+
+        Args:
+            master: as for :meth:`update`, and so are all down to ``hyperparameters``.
+            states: likewise.
+            gradient: likewise.
+            weights: likewise, but not the memory of ``gradient``.
+            hyperparameters: likewise.
+            new_master: receives the new master; of the same shape and type.
+            new_states: receive the new states; likewise.
+
+        Raises:
+            ValueError: a shape, dtype or device is not as above.
+        """
+        self._check(master, states, gradient, weights)
+        self._check(new_master, new_states, gradient, weights)
+        self._update_into(
+            master, states, gradient, weights, hyperparameters, new_master=new_master, new_states=new_states
+        )
+
     def on_device(self, device: torch.device) -> Optimizer | None:
         """Return one for tensors on ``device``, of the same rule and fields, whose results are the same to the bit.
 
@@ -166,6 +199,23 @@ class Optimizer(ABC):
         weights: torch.Tensor,
         hyperparameters: Hyperparameters,
     ) -> None: ...
+
+    def _update_into(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+        *,
+        new_master: torch.Tensor,
+        new_states: Mapping[str, torch.Tensor],
+    ) -> None:
+        """What :meth:`update_into` does. A backend that can do without a copy first has its own."""
+        new_master.copy_(master)
+        for name, state in states.items():
+            new_states[name].copy_(state)
+        self._update(new_master, new_states, gradient, weights, hyperparameters)
 
 
 OptimizerBackend: TypeAlias = Backend[Optimizer]

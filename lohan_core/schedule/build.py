@@ -24,10 +24,12 @@ __all__ = ["build_evaluation", "build_memory", "build_schedule", "build_updates"
 
 STAGING_SLOTS = 4
 SPILL_SLOTS = 3
-RECORD_SLOTS = {Update.NAIVE: 1, Update.SERIAL: 3, Update.OPTIMIZED: 3, Update.DEFERRED: 3}  # read, update, write
+RECORD_SLOTS = dict.fromkeys(Update, 3) | {Update.NAIVE: 1}  # one is read, one updated, one written
 
 
-def build_schedule(plan: Plan, profile: Profile, workload: Workload, *, pending: bool = True) -> Schedule:
+def build_schedule(
+    plan: Plan, profile: Profile, workload: Workload, *, pending: bool = True, speculates: bool = True
+) -> Schedule:
     """Build one training step.
 
     Args:
@@ -35,13 +37,15 @@ def build_schedule(plan: Plan, profile: Profile, workload: Workload, *, pending:
         profile: the model and the machine.
         workload: what the step does.
         pending: whether a step came before whose deferred updates are still to be done: in all steps but the first.
+        speculates: whether this step makes the plan's speculative updates, and the one before did, with success.
 
     Returns:
         The schedule; its pools and resident bytes are all the memory that carrying it out takes.
     """
     state = _begin(plan, profile, workload)
+    state.speculates = speculates
     if pending:
-        state.pending.update(_deferred(plan, profile))
+        state.pending.update(_deferred(plan, profile, speculated=speculates))
     emit_forward(state)
     emit_backward(state)
     emit_waiting_updates(state)
@@ -65,10 +69,13 @@ def build_evaluation(plan: Plan, profile: Profile, workload: Workload) -> Schedu
     return Schedule(tasks=tuple(state.builder.tasks), pools=state.builder.pools())
 
 
-def build_updates(plan: Plan, profile: Profile, workload: Workload) -> Schedule:
-    """Build the deferred updates of a step that no other follows: the same pools, and no forward to hide them in."""
+def build_updates(plan: Plan, profile: Profile, workload: Workload, *, speculated: bool = True) -> Schedule:
+    """Build the deferred updates of a step that no other follows: the same pools, and no forward to hide them in.
+
+    ``speculated``: whether the speculative ones have been made in that step, and count.
+    """
     state = _begin(plan, profile, workload)
-    emit_deferred_updates(state, _deferred(plan, profile))
+    emit_deferred_updates(state, _deferred(plan, profile, speculated=speculated))
     return Schedule(tasks=tuple(state.builder.tasks), pools=state.builder.pools())
 
 
@@ -79,12 +86,12 @@ def _begin(plan: Plan, profile: Profile, workload: Workload) -> StepState:
     return StepState(builder=builder, plan=plan, profile=profile, workload=workload)
 
 
-def _deferred(plan: Plan, profile: Profile) -> list[int]:
+def _deferred(plan: Plan, profile: Profile, *, speculated: bool) -> list[int]:
     """Blocks that have something to update, and do it in the next step's forward; in forward's order."""
     return [
         index
         for index, (block, decisions) in enumerate(zip(profile.blocks, plan.blocks, strict=True))
-        if decisions.deferred and block.elements
+        if decisions.deferred and block.elements and not (speculated and decisions.speculative)
     ]
 
 

@@ -113,11 +113,11 @@ def saving_bytes(profile: Profile) -> int:
 def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tier, int]:
     """Bytes held for the whole run beside the schedule's pools, by tier.
 
-    Host: states that live there and what states in memory are saved by, gradients (of blocks whose states live on the
-    drives) and activations that wait there. Ssd: every version of every state (those in memory too, if they are to be
-    saved), gradients and activations that wait there. GPU: states; and what comes and goes, with the allocator's
-    fragments: candidates kept there, every micro-batch's tokens and layer arguments, activations and gradients at block
-    boundaries, what is on its way in or out, and the largest transient.
+    Host: states that live there (twice where updates are speculative) and what states in memory are saved by, gradients
+    (of blocks whose states live on the drives) and activations that wait there. Ssd: every version of every state
+    (those in memory too, if they are to be saved), gradients and activations that wait there. GPU: states; and what
+    comes and goes, with the allocator's fragments: candidates kept there, every micro-batch's tokens and layer
+    arguments, activations and gradients at block boundaries, what is on its way in or out, and the largest transient.
     """
     total = dict.fromkeys(Tier, 0)
     largest_input = max(block.input_bytes for block in profile.blocks)
@@ -129,6 +129,8 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
             total[Tier.SSD] += workload.versions * states
         if decisions.states is not Tier.SSD:
             total[decisions.states] += states
+        if decisions.states is Tier.HOST and decisions.speculative:
+            total[Tier.HOST] += states
         if decisions.states is Tier.SSD and gradients_wait(workload, decisions):
             total[decisions.gradients] += weights
         total[Tier.HOST] += workload.micro_batches * held.host

@@ -35,6 +35,8 @@ class StepState:
     plan: Plan
     profile: Profile
     workload: Workload
+    speculates: bool = False
+    """Whether this step makes the plan's speculative updates beside backward."""
     loaded: dict[int, Loaded] = field(factory=dict)
     """Blocks whose weights are on the GPU now."""
     made: dict[tuple[int, int], int] = field(factory=dict)
@@ -86,6 +88,10 @@ class StepState:
     def chunks(self, index: int) -> Sequence[Chunk]:
         """The chunks of one block."""
         return chunks_of(self.block(index), self.workload.chunk_elements)
+
+    def updates_on_speculation(self, index: int) -> bool:
+        """Whether a block is updated as soon as its gradients have arrived, though they must wait there, too."""
+        return self.speculates and self.decisions(index).speculative
 
     def updates_after_backward(self, index: int) -> bool:
         """Whether a block's update runs once backward is through: not beside it, and not in the next forward."""

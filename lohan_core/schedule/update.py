@@ -75,19 +75,22 @@ class LeavingGradients:
 def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[int]:
     """Emit the download of a block's G16 and, unless it must wait, the update of each chunk; chunk by chunk, as asked.
 
+    A speculative update follows at once and its gradients wait all the same: they are needed again if it fails.
+
     Yields:
         Each chunk's download; after the last the device slot is free.
     """
     chunks, decisions = state.chunks(index), state.decisions(index)
     waits = gradients_wait(state.workload, decisions)
     in_place = decisions.states is Tier.HOST  # where the weights are: nobody reads those before they are updated
+    speculates = state.updates_on_speculation(index)
     for chunk in chunks:
         gives = (gradients,) if chunk is chunks[-1] else ()
         if in_place or (waits and decisions.gradients is Tier.HOST):
             download = _emit_download(state, index, chunk, touches=(gradients,), gives=gives)
             state.waiting[index, chunk.index] = (download,)
-            if not waits:
-                _begin_update(state, index, chunk, after=(download,), gradient=None)
+            if not waits or speculates:
+                emit_write(state, _begin_update(state, index, chunk, after=(download,), gradient=None))
             yield download
             continue
         ring = state.builder.rings["gradient_chunks"]
@@ -101,10 +104,15 @@ def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[in
                 work=chunk.elements * state.profile.weight_bytes,
                 after=(download,),
                 touches=(slot,),
-                gives=(slot,),
+                gives=() if speculates else (slot,),
             )
             state.waiting[index, chunk.index] = (spill,)
-            ring.release(slot, [spill])
+            if speculates:
+                updated = _begin_update(state, index, chunk, after=(spill,), gradient=slot)
+                emit_write(state, updated)
+                ring.release(slot, [updated.task])
+            else:
+                ring.release(slot, [spill])
         else:
             updated = _begin_update(state, index, chunk, after=(download,), gradient=slot)
             emit_write(state, updated)

@@ -9,7 +9,7 @@ the two is on the drive, so the store takes no write after that: it might hit by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from threading import Lock
 
 import torch
@@ -65,7 +65,8 @@ class Store:
             extents: sizes in bytes by name, multiples of the storage's alignment.
             identity: what a store must agree on to be used again: the model, the layout, settings that shape states.
             versions: 2: a crash loses what was written since the last commit. 1: half the space, but a crash between
-                the first write after a commit and the next commit loses the store.
+                the first write after a commit and the next commit loses the store. 3: as 2, and what was written can
+                be taken back.
             checksums: whether ``write`` computes them and ``open`` verifies them.
 
         Raises:
@@ -106,6 +107,11 @@ class Store:
         if manifest.checksums:
             verify(storage, manifest.commit.extents, directory.path, progress)
         return cls(directory, storage, manifest, Versions.restore(manifest.commit.extents, manifest.versions))
+
+    @property
+    def versions(self) -> int:
+        """Of each extent."""
+        return self._versions.count
 
     @property
     def committed_step(self) -> int:
@@ -184,6 +190,15 @@ class Store:
         """
         with self._lock:
             self._finish_step()
+
+    def take_back(self, names: Iterable[str]) -> None:
+        """Forget what was written to these extents since the last ``finish_step``; the writes have been waited for.
+
+        Raises:
+            ValueError: it was written over what was current: the store has fewer than three versions.
+        """
+        with self._lock:
+            self._versions.take_back(names)
 
     def commit(self, step: int, progress: Mapping[str, JSON]) -> None:
         """Finish the step and make everything written so far what the next ``open`` finds.

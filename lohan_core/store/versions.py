@@ -1,8 +1,9 @@
 """Which version of each extent is read, written and committed. Pure: no I/O, no threads.
 
-An extent has one or two versions. What ``commit`` made true stays untouched where there are two: writes go to the other
-one, which becomes *current* (what this process reads) at ``finish_step`` and *committed* (what the next process finds)
-at ``commit``. Between two commits the current version is overwritten in place, since a crash gives it up anyway.
+An extent has one to three versions. What ``commit`` made true stays untouched where there are several: writes go to
+another one, which becomes *current* (what this process reads) at ``finish_step`` and *committed* (what the next process
+finds) at ``commit``. Of two versions the current one is overwritten in place between two commits, since a crash gives
+it up anyway. Of three it is not: until ``finish_step`` what was written can be taken back.
 
 [Note: complete extents] A version must not become current with bytes of an older step in it, nor be committed with a
 stretch that no checksum covers. One rule does both: at ``finish_step`` what was written to an extent since the last
@@ -12,7 +13,7 @@ those hit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import define, field, frozen
 
@@ -44,8 +45,8 @@ class Versions:
     """The versions of every extent of a store, and the rules by which they take turns."""
 
     def __init__(self, sizes_bytes: Mapping[str, int], versions: int) -> None:
-        if versions not in (1, 2):
-            raise ValueError(f"an extent has 1 or 2 versions, not {versions}")
+        if versions not in (1, 2, 3):
+            raise ValueError(f"an extent has 1, 2 or 3 versions, not {versions}")
         self.count = versions
         self._extents = {
             name: _Extent(size, [RangeMap() for _ in range(versions)]) for name, size in sizes_bytes.items()
@@ -67,8 +68,11 @@ class Versions:
 
     def version_to_write(self, name: str) -> int:
         """Return the version that a write goes to: never the committed one, unless there is no other."""
-        committed = self._extents[name].committed
-        return 0 if committed is None or self.count == 1 else 1 - committed
+        extent = self._extents[name]
+        if extent.written is not None or self.count == 1:
+            return extent.written or 0
+        kept = {extent.committed, extent.current} if self.count > 2 else {extent.committed}
+        return min(set(range(self.count)) - kept)
 
     def overwrites_committed(self, name: str) -> bool:
         """Tell whether a write to ``name`` destroys what was committed."""
@@ -117,6 +121,20 @@ class Versions:
         for extent in self._extents.values():
             if extent.written is not None:
                 extent.current, extent.written = extent.written, None
+
+    def take_back(self, names: Iterable[str]) -> None:
+        """Forget what was written to these extents since the last :meth:`finish_step`.
+
+        Raises:
+            ValueError: it was written over what was current.
+        """
+        for name in names:
+            extent = self._extents[name]
+            if extent.written is None:
+                continue
+            if extent.written == extent.current:
+                raise ValueError(f"extent {name!r}: its current version has been overwritten")
+            extent.contents[extent.written], extent.written = RangeMap(), None
 
     def unwritten(self) -> list[str]:
         """Return the extents that have never been written completely."""

@@ -179,6 +179,30 @@ class OptimizerSuite(ConformanceSuite):
             update(optimizer, chunk, hyperparameters_of(1))
         assert_same_bits(together, apart, "writing weights over gradients")
 
+    @pytest.mark.parametrize("n", [0, 1, 7, 4097, LENGTH])
+    @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+    def test_an_update_into_another_place_leaves_the_old_states(self, dtype: torch.dtype, n: int) -> None:
+        """The new ones are the same to the bit, and the old ones and the gradients are as they were."""
+        optimizer = self.open(threads=2)
+        here, there, expected, before = (
+            Chunk.random(optimizer, n, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(4)
+        )
+        for chunk in (here, expected, before):
+            update(optimizer, chunk, hyperparameters_of(1))
+        optimizer.update_into(
+            here.master,
+            here.states,
+            here.gradient,
+            there.weights,
+            hyperparameters_of(2),
+            new_master=there.master.zero_(),
+            new_states={name: state.zero_() for name, state in there.states.items()},
+        )
+        update(optimizer, expected, hyperparameters_of(2))
+        assert_same_bits(there, expected, "another place")
+        assert_same_bits(here, before, "an update into another place")
+        assert torch.equal(here.gradient, before.gradient)
+
     @pytest.mark.parametrize("n", [0, 1, 7, 4097])
     def test_nothing_outside_the_chunk_is_written(self, n: int) -> None:
         """Odd lengths end where they end; length 0 does nothing."""

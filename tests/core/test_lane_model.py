@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.lane_amounts import Phase, Resource, plan_amounts
 from lohan_core.lane_model import LANE_OF, lane_limits, step_lane_seconds
-from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update, Workload
+from lohan_core.plan import VERSIONS_TO_SPECULATE, BlockPlan, Budget, Plan, Tier, Update, Workload
 from lohan_core.profile import Role
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate
@@ -33,7 +33,10 @@ def problems(data):
     """One of the suite's problems, with any number of slots for layers and gradients on the GPU."""
     problem = data.draw(st.sampled_from(PROBLEMS))
     slots = {"layer_slots": data.draw(st.integers(1, 3)), "gradient_slots": data.draw(st.integers(1, 2))}
-    return evolve(problem, workload=evolve(problem.workload, **slots))
+    workload = evolve(problem.workload, **slots)
+    if workload.may_defer and data.draw(st.booleans()):
+        workload = evolve(workload, update=Update.SPECULATIVE, versions=VERSIONS_TO_SPECULATE)
+    return evolve(problem, workload=workload)
 
 
 def plans(profile, workload):
@@ -45,11 +48,17 @@ def plans(profile, workload):
             places += [(Tier.GPU, Tier.HOST)]
         keep = st.dictionaries(st.sampled_from([c.index for c in candidates]), tiers) if candidates else st.just({})
         return st.builds(
-            lambda place, **others: BlockPlan(states=place[0], gradients=place[1], **others),
+            lambda place, when, **others: BlockPlan(
+                states=place[0],
+                gradients=place[1],
+                deferred=when > 0,
+                speculative=when > 1 and place[0] is not Tier.GPU,
+                **others,
+            ),
             st.sampled_from(places),
+            st.integers(0, workload.may_defer + workload.may_speculate),
             inputs=tiers,
             keep=keep,
-            deferred=st.booleans() if workload.may_defer else st.just(value=False),
         )
 
     blocks = st.tuples(*(block(entry.role, entry.candidates) for entry in profile.blocks))

@@ -14,7 +14,8 @@ from lohan_core.schedule.simulate import simulate
 
 
 def with_states(problem, tier, **decided):
-    blocks = tuple(evolve(block, states=tier, gradients=Tier.HOST, **decided) for block in problem.plan.blocks)
+    decided = {"gradients": Tier.HOST, "speculative": False, **decided}
+    blocks = tuple(evolve(block, states=tier, **decided) for block in problem.plan.blocks)
     return evolve(problem.plan, blocks=blocks)
 
 
@@ -36,12 +37,13 @@ def test_states_in_memory_are_written_unless_there_is_no_room_for_them(problem):
     assert saving_seconds(plan, profile, evolve(stored, host_extents=False)) == 0.0
 
 
+@pytest.mark.parametrize("done", [{"deferred": False}, {"speculative": True}])
 @given(problem=problems())
-def test_where_only_some_updates_are_deferred_they_are_done_alone_first(problem):
+def test_where_only_some_updates_are_deferred_they_are_done_alone_first(problem, done):
     workload = evolve(problem.workload, update=Update.DEFERRED, host_extents=True)
     plan = with_states(problem, Tier.SSD, deferred=True)
     first, *rest = plan.blocks
-    mixed = evolve(plan, blocks=(evolve(first, deferred=False), *rest))
+    mixed = evolve(plan, blocks=(evolve(first, **done), *rest))
     alone = simulate(build_updates(mixed, problem.profile, workload), problem.profile.machine).seconds
     some_are_not = problem.profile.blocks[0].elements > 0
     assert saving_seconds(mixed, problem.profile, workload) == (alone if some_are_not else 0.0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_backends import MACHINE
 
 from lohan_core.layout import BLOCK_ALIGNMENT
-from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
+from lohan_core.plan import VERSIONS_TO_SPECULATE, BlockPlan, Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Candidate, Machine, Profile, Role
 from lohan_core.states import StateVector
 
@@ -97,17 +97,20 @@ def profiles(draw) -> Profile:
 
 
 @st.composite
-def block_plans(draw, block: BlockProfile, *, may_defer: bool) -> BlockPlan:
+def block_plans(draw, block: BlockProfile, workload: Workload) -> BlockPlan:
     """Any decisions for a block."""
     tiers = st.sampled_from((None, *Tier))
     states = draw(st.sampled_from(tuple(Tier) if block.role is Role.LAYER else (Tier.HOST, Tier.SSD)))
     kept = {candidate.index: draw(tiers) for candidate in block.candidates}
+    deferred = draw(st.booleans()) and workload.may_defer
+    can_copy = states is Tier.HOST or (states is Tier.SSD and workload.versions == VERSIONS_TO_SPECULATE)
     return BlockPlan(
         states=states,
         inputs=draw(st.sampled_from(Tier)),
         keep={index: tier for index, tier in kept.items() if tier is not None},
         gradients=draw(st.sampled_from((Tier.HOST, Tier.SSD))) if states is Tier.SSD else Tier.HOST,
-        deferred=draw(st.booleans()) and may_defer,
+        deferred=deferred,
+        speculative=draw(st.booleans()) and deferred and workload.may_speculate and can_copy,
     )
 
 
@@ -115,19 +118,15 @@ def block_plans(draw, block: BlockProfile, *, may_defer: bool) -> BlockPlan:
 def problems(draw) -> Problem:
     """Any plan for any model and workload."""
     profile = draw(profiles())
-    update = draw(st.sampled_from(Update))
-    decisions = [draw(block_plans(block, may_defer=update is Update.DEFERRED)) for block in profile.blocks]
-    return Problem(
-        plan=Plan(planner="any", blocks=tuple(decisions)),
-        profile=profile,
-        workload=Workload(
-            micro_batches=draw(st.integers(1, 4)),
-            update=update,
-            clips=draw(st.booleans()),
-            chunk_elements=BLOCK_ALIGNMENT * draw(st.integers(1, 6)),
-            versions=draw(st.sampled_from((1, 2))),
-            layer_slots=draw(st.integers(1, 3)),
-            gradient_slots=draw(st.integers(1, 2)),
-            host_extents=draw(st.booleans()),
-        ),
+    workload = Workload(
+        micro_batches=draw(st.integers(1, 4)),
+        update=draw(st.sampled_from(Update)),
+        clips=draw(st.booleans()),
+        chunk_elements=BLOCK_ALIGNMENT * draw(st.integers(1, 6)),
+        versions=draw(st.sampled_from((1, 2, 3))),
+        layer_slots=draw(st.integers(1, 3)),
+        gradient_slots=draw(st.integers(1, 2)),
+        host_extents=draw(st.booleans()),
     )
+    decisions = [draw(block_plans(block, workload)) for block in profile.blocks]
+    return Problem(plan=Plan(planner="any", blocks=tuple(decisions)), profile=profile, workload=workload)

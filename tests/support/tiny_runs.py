@@ -15,6 +15,7 @@ from lohan_core.data.batches import Batch
 from lohan_core.engine.assemble import open_engine
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.step import micro_batch_seed
+from lohan_core.plan import Plan, Workload
 from lohan_core.schedule.build import build_schedule, build_updates
 from lohan_core.schedule.task import Op
 
@@ -22,7 +23,15 @@ SEED = 5
 
 
 def open_run(
-    directory: Path, model: Path, batch: Batch, backends: TestBackends | None = None, /, **sections: Mapping
+    directory: Path,
+    model: Path,
+    batch: Batch,
+    backends: TestBackends | None = None,
+    /,
+    *,
+    plan: Plan | None = None,
+    workload: Workload | None = None,
+    **sections: Mapping,
 ) -> Engine:
     """Open an engine on the CPU; ``sections`` add to the defaults below, or replace them."""
     registry = make_registry(backends or TestBackends())
@@ -55,7 +64,8 @@ def open_run(
                 **changes,
             }
         )
-    return open_engine(config_from_mapping(values, registry), batch, registry=registry)
+    config = config_from_mapping(values, registry)
+    return open_engine(config, batch, registry=registry, plan=plan, workload=workload)
 
 
 def recorded_gradients(engine: Engine, recorder: Recorder) -> dict[str, Tensor]:

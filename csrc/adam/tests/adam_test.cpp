@@ -2,6 +2,7 @@
 // array lies in a heap block of its exact size, so that one element too far is caught.
 #include "updater.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -89,6 +90,9 @@ struct Arrays {
     s.master = master.data() + lead;
     s.exp_avg = exp_avg.data() + lead;
     s.exp_avg_sq = exp_avg_sq.data() + lead;
+    s.new_master = master.data() + lead;
+    s.new_exp_avg = exp_avg.data() + lead;
+    s.new_exp_avg_sq = exp_avg_sq.data() + lead;
     s.gradient_dtype = gradient_dtype;
     s.weights_dtype = weights_dtype;
     s.gradient = gradient_dtype == DType::float32 ? static_cast<const void *>(gradient32.data() + lead)
@@ -189,6 +193,37 @@ void every_path_has_the_plain_bits() {
   }
 }
 
+// Into arrays of other alignments too: what is aligned bypasses the caches.
+void new_states_may_go_to_another_place() {
+  for (const Path path : supported_paths()) {
+    for (const DType type : {DType::float32, DType::bfloat16}) {
+      for (const std::size_t lead : {std::size_t{0}, std::size_t{1}}) {
+        for (const std::size_t n : {std::size_t{0}, std::size_t{5}, std::size_t{4097}}) {
+          const Arrays start = random_arrays(n, lead, type, type);
+          Arrays expected = start, old = start, made(n, lead, type, type);
+          update_plainly(expected, hyperparameters());
+          Slice slice = old.slice();
+          const Slice target = made.slice();
+          slice.new_master = target.new_master;
+          slice.new_exp_avg = target.new_exp_avg;
+          slice.new_exp_avg_sq = target.new_exp_avg_sq;
+          slice.weights = target.weights;
+          kernel_of(path)(slice, Coefficients::of(hyperparameters()));
+          check_same(old, start, "what was only to be read");
+          std::copy_n(start.master.begin(), lead, made.master.begin());
+          std::copy_n(start.exp_avg.begin(), lead, made.exp_avg.begin());
+          std::copy_n(start.exp_avg_sq.begin(), lead, made.exp_avg_sq.begin());
+          made.gradient32 = expected.gradient32;
+          made.gradient16 = expected.gradient16;
+          std::copy_n(start.weights32.begin(), std::min(lead, start.weights32.size()), made.weights32.begin());
+          std::copy_n(start.weights16.begin(), std::min(lead, start.weights16.size()), made.weights16.begin());
+          check_same(made, expected, "another place");
+        }
+      }
+    }
+  }
+}
+
 void bfloat16_rounds_to_nearest_even() {
   // Without gradient, moments and learning rate the master stays, so the weights are its rounding.
   const std::uint32_t lower_halves[] = {0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
@@ -259,6 +294,7 @@ void wrong_arguments_are_refused() {
 
 int main() {
   every_path_has_the_plain_bits();
+  new_states_may_go_to_another_place();
   bfloat16_rounds_to_nearest_even();
   threads_change_nothing();
   pool_calls_each_index_once();

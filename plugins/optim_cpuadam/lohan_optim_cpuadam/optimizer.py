@@ -83,6 +83,19 @@ class CpuAdam(Optimizer):
         weights: torch.Tensor,
         hyperparameters: Hyperparameters,
     ) -> None:
+        self._update_into(master, states, gradient, weights, hyperparameters, new_master=master, new_states=states)
+
+    def _update_into(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+        *,
+        new_master: torch.Tensor,
+        new_states: Mapping[str, torch.Tensor],
+    ) -> None:
         beta1, beta2 = self._config.betas
         self._native.update(
             master=master.data_ptr(),
@@ -90,6 +103,9 @@ class CpuAdam(Optimizer):
             exp_avg_sq=states["exp_avg_sq"].data_ptr(),
             gradient=gradient.data_ptr(),
             gradient_dtype=_DTYPES[gradient.dtype],
+            new_master=new_master.data_ptr(),
+            new_exp_avg=new_states["exp_avg"].data_ptr(),
+            new_exp_avg_sq=new_states["exp_avg_sq"].data_ptr(),
             weights=weights.data_ptr(),
             weights_dtype=_DTYPES[weights.dtype],
             length=master.numel(),

@@ -21,6 +21,7 @@ from lohan_core.schedule.task import Op
 BUILDERS = {
     "step": build_schedule,
     "first step": partial(build_schedule, pending=False),
+    "step without speculation": partial(build_schedule, speculates=False),
     "updates": build_updates,
     "evaluation": build_evaluation,
 }
@@ -169,6 +170,12 @@ def chunks_by_key(problem):
     }
 
 
+def late(problem, index):
+    """Whether a block is updated in the next step's forward, if all speculation goes well."""
+    decisions = problem.plan.blocks[index]
+    return decisions.deferred and not decisions.speculative
+
+
 def on_gpu(problem):
     """Blocks that are updated on the GPU."""
     return {
@@ -199,11 +206,13 @@ def test_every_chunk_is_updated_once_with_all_of_its_gradient(problem):
         if key[0] == 0 and problem.profile.blocks[-1].borrows:
             contributors += [t for t in computed if t.op is Op.TURN]
         assert all(before(task, downloads[key]) for task in contributors)
-        if problem.plan.blocks[key[0]].deferred:
+        if late(problem, key[0]):
             assert before(update, downloads[key])
             continue
         assert before(downloads[key], update)
-        if problem.workload.clips:
+        if problem.plan.blocks[key[0]].speculative:
+            assert before(update, norm), "whose outcome says whether it counts"
+        elif problem.workload.clips:
             assert before(norm, update)
     assert all(before(task, norm) for task in computed)
 
@@ -236,7 +245,7 @@ def test_updated_edges_in_host_memory_come_chunk_by_chunk_and_layers_whole(probl
     schedule = build(problem)
     last = len(problem.plan.blocks) - 1
     for index, decisions in enumerate(problem.plan.blocks):
-        if decisions.states is not Tier.HOST or not decisions.deferred:
+        if decisions.states is not Tier.HOST or not late(problem, index):
             continue
         first = next(t for t in tasks_of(schedule, Op.UPLOAD_WEIGHTS) if index in {t.source, t.block})
         updates = {t.chunk: t.index for t in tasks_of(schedule, Op.UPDATE) if t.block == index}
@@ -276,13 +285,24 @@ def test_memory_of_two_sets_is_enough_for_what_is_on_its_way(problem):
 
 @given(problem=problems())
 def test_only_deferred_updates_are_missing_in_the_first_step_and_left_for_the_last(problem):
-    deferred = {key for key in chunks_by_key(problem) if problem.plan.blocks[key[0]].deferred}
+    deferred = {key for key in chunks_by_key(problem) if late(problem, key[0])}
     updated = {kind: by_chunk(build(problem, kind), Op.UPDATE).keys() for kind in ("step", "first step", "updates")}
     assert updated["updates"] == deferred
     assert updated["first step"] == updated["step"] - deferred
     first, step = (Counter(t.op for t in build(problem, kind).tasks) for kind in ("first step", "step"))
     for op in (Op.FORWARD, Op.TURN, Op.BACKWARD, Op.DOWNLOAD_GRADIENT, Op.SPILL_GRADIENT, Op.NORM):
         assert first[op] == step[op]
+
+
+@given(problem=problems())
+def test_without_speculation_a_step_is_that_of_a_plan_that_has_none(problem):
+    """Pools and memory alone are there for both."""
+    cautious = evolve(
+        problem, plan=evolve(problem.plan, blocks=tuple(evolve(b, speculative=False) for b in problem.plan.blocks))
+    )
+    assert build(problem, "step without speculation").tasks == build(cautious).tasks
+    updates = build_updates(problem.plan, problem.profile, problem.workload, speculated=False)
+    assert updates.tasks == build(cautious, "updates").tasks
 
 
 @given(problem=problems())
@@ -301,7 +321,7 @@ def test_states_are_read_before_an_update_and_written_after_it_and_never_stale(p
         else:
             assert key not in moved[Op.READ_STATES]
             assert key not in moved[Op.WRITE_STATES]
-        deferred = problem.plan.blocks[update.block].deferred
+        deferred = late(problem, update.block)
         for task in tasks_of(schedule, Op.FETCH_WEIGHTS, Op.UPLOAD_WEIGHTS):
             reads = task.chunk == update.chunk if task.op is Op.FETCH_WEIGHTS else task.chunk < 0
             if task.source == update.block and reads:
@@ -322,8 +342,9 @@ def test_gradients_that_wait_are_put_aside_and_fetched(problem):
         key, decisions = (update.block, update.chunk), problem.plan.blocks[update.block]
         waits = gradients_wait(problem.workload, decisions)
         expected = waits and decisions.gradients is Tier.SSD
-        assert (key in spilled) == (key in fetched) == expected
-        if expected:
+        assert (key in spilled) == expected
+        assert (key in fetched) == (expected and not decisions.speculative)
+        if key in fetched:
             first, second = (fetched, spilled) if decisions.deferred else (spilled, fetched)
             assert before(first[key], second[key])
             assert before(fetched[key], update)

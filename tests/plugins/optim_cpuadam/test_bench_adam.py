@@ -21,7 +21,7 @@ def registry():
 def test_every_contender_is_measured_with_every_number_of_threads(registry):
     options = AdamBenchOptions(parameters=1001, rounds=2, simd=("auto", "scalar"), threads=(1, 2))
     result = run(options, registry)
-    ours = ["cpuadam auto", "cpuadam scalar", "cpuadam auto overlaid", "cpuadam scalar overlaid"]
+    ours = [f"cpuadam {simd}{where}" for where in ("", " overlaid", " elsewhere") for simd in ("auto", "scalar")]
     contenders = [*ours, "torch fused", "copy", "in place"]
     assert [(row.what, row.threads) for row in result.rows] == [(what, t) for t in (1, 2) for what in contenders]
     assert all(len(row.seconds) == 2 and row.parameters_per_second > 0 for row in result.rows)

@@ -167,7 +167,8 @@ def test_use_after_fork_is_refused_and_exit_does_not_hang():
 import os, sys
 from lohan_optim_cpuadam import _native
 updater = _native.Updater(simd="auto", threads=4)
-numbers = dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "gradient", "weights"), 0)
+names = ("master", "exp_avg", "exp_avg_sq", "gradient", "new_master", "new_exp_avg", "new_exp_avg_sq", "weights")
+numbers = dict.fromkeys(names, 0)
 scalars = dict(lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, gradient_factor=1.0)
 dtype = _native.DType.FLOAT32
 child = os.fork()

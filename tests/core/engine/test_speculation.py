@@ -1,0 +1,155 @@
+"""Updates made before the norm is known: the same bits whether they count or are made anew, on every tier."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve
+from test_updates_exact import BASE, LR, exported
+from tiny_lms import make_batch
+from tiny_runs import different, open_run
+
+from lohan_core.engine import speculation
+from lohan_core.engine.updates import NonFiniteGradientError
+from lohan_core.plan import VERSIONS_TO_SPECULATE, Tier
+
+STEPS = 10
+MANY = 1e9
+"""A norm that no gradient reaches."""
+
+
+def sections_for(states, max_norm, **run):
+    return {
+        **BASE,
+        "run": {**BASE["run"], "update": "speculative", **run},
+        "optimizer": {**BASE["optimizer"], "max_grad_norm": max_norm},
+        "planner": {"backend": "keep_nothing", "states": states},
+        "storage": {"backend": "aio"},
+    }
+
+
+def decided(directory, model, batch, *, gradients=Tier.HOST, share=1.0, **sections):
+    """A plan all of whose updates are speculative, or those of the last blocks, and its workload."""
+    with open_run(directory, model, batch, **sections) as engine:
+        plan, workload = engine.plan, engine.workload
+    first = len(plan.blocks) - round(share * len(plan.blocks))
+    blocks = [
+        evolve(
+            each,
+            deferred=True,
+            speculative=index >= first and each.states is not Tier.GPU,
+            gradients=gradients if each.states is Tier.SSD else Tier.HOST,
+        )
+        for index, each in enumerate(plan.blocks)
+    ]
+    return {"plan": evolve(plan, blocks=tuple(blocks)), "workload": evolve(workload, versions=VERSIONS_TO_SPECULATE)}
+
+
+def batches_of(count):
+    return [make_batch(seed, micro_batches=2) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, models):
+    """Norms of steps that are clipped now and then, and what they come to by updates that wait."""
+    directory = tmp_path_factory.mktemp("base")
+    batches = batches_of(STEPS)
+    free = sections_for("host", MANY)
+    with open_run(directory / "norms", models["gpt2"], batches[0], **free) as engine:
+        norms = sorted(engine.step(batch, lr=LR).gradient_norm for batch in batches)
+    max_norm = norms[int(0.7 * STEPS)]
+    sections = sections_for("host", max_norm)
+    sections["run"] = {**sections["run"], "update": "deferred"}
+    with open_run(directory / "run", models["gpt2"], batches[0], **sections) as engine:
+        results = [engine.step(batch, lr=LR) for batch in batches]
+        masters = exported(engine, directory / "out")
+    assert not any(result.speculated for result in results)
+    return max_norm, [(r.loss, r.gradient_norm, r.clipped) for r in results], masters
+
+
+@pytest.fixture(autouse=True)
+def soon_trusting(monkeypatch):
+    monkeypatch.setattr(speculation, "STEPS_TO_TRUST", 1)
+
+
+@pytest.mark.parametrize(
+    ("states", "others"),
+    [
+        ("host", {}),
+        ("ssd", {}),
+        ("ssd", {"gradients": Tier.SSD}),
+        ("gpu", {}),
+        ("host", {"share": 0.5}),
+        ("ssd", {"share": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_results_are_those_of_updates_that_wait(tmp_path, models, base, *, states, others, checkpoint_every):
+    max_norm, expected, masters = base
+    batches = batches_of(STEPS)
+    sections = sections_for(states, max_norm)
+    chosen = decided(tmp_path / "plan", models["gpt2"], batches[0], **sections, **others)
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **chosen, **sections) as engine:
+        results = []
+        for number, batch in enumerate(batches, start=1):
+            results.append(engine.step(batch, lr=LR))
+            if number % checkpoint_every == 0:
+                engine.save_soon({"seen": number})
+        ours = exported(engine, tmp_path / "out")
+    assert [(r.loss, r.gradient_norm, r.clipped) for r in results] == expected
+    assert not different(ours, masters)
+    kinds = {(result.speculated, result.clipped) for result in results}
+    assert kinds == {(True, True), (True, False), (False, True), (False, False)}, "one of them is not tested"
+
+
+@pytest.mark.parametrize("states", ["host", "ssd"])
+def test_a_run_taken_up_again_goes_on_as_if_never_stopped(tmp_path, models, base, states):
+    """From a store of three versions, whichever of them is durable."""
+    max_norm, expected, masters = base
+    batches = batches_of(STEPS)
+    sections = sections_for(states, max_norm)
+    chosen = decided(tmp_path / "plan", models["gpt2"], batches[0], **sections)
+    losses, done = [], 0
+    for stop in (3, 4, 7, STEPS):
+        with open_run(tmp_path / "run", models["gpt2"], batches[0], **chosen, **sections) as engine:
+            assert engine.finished_step == done
+            losses += [engine.step(batch, lr=LR).loss for batch in batches[done:stop]]
+            engine.save({})
+            done = stop
+            engine.step(batches[0], lr=LR)  # lost
+            ours = exported(engine, tmp_path / f"out-{stop}") if stop == STEPS else None
+    assert losses == [loss for loss, _, _ in expected]
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **chosen, **sections) as engine:
+        found = exported(engine, tmp_path / "found")
+    assert not different(found, masters)
+    assert different(ours, masters)
+
+
+@pytest.mark.parametrize("states", ["host", "ssd"])
+def test_a_step_that_diverges_takes_its_speculation_with_it(tmp_path, models, states):
+    batch = make_batch(1)
+    sections = sections_for(states, MANY)
+    chosen = decided(tmp_path / "plan", models["gpt2"], batch, **sections)
+    with open_run(tmp_path / "run", models["gpt2"], batch, **chosen, **sections) as engine:
+        results = [engine.step(batch, lr=LR) for _ in range(2)]
+        assert results[-1].speculated
+        engine.save({"seen": 2})
+        expected = exported(engine, tmp_path / "expected")
+        engine.step(batch, lr=1e38)
+        with pytest.raises(NonFiniteGradientError, match="go on from step 2, the last durable one"):
+            engine.step(batch, lr=LR)
+    with open_run(tmp_path / "run", models["gpt2"], batch, **chosen, **sections) as engine:
+        assert (engine.finished_step, engine.progress) == (2, {"seen": 2})
+        assert not different(exported(engine, tmp_path / "found"), expected)
+
+
+def test_speculation_begins_after_steps_that_were_not_clipped_and_ends_with_one_that_was(monkeypatch):
+    monkeypatch.setattr(speculation, "STEPS_TO_TRUST", 3)
+    expects = speculation.Speculation(possible=True)
+    seen = []
+    for clipped in (False, False, True, False, False, False, False, True, False):
+        speculated = expects.expected
+        expects.note(clipped=clipped, speculated=speculated)
+        seen.append((speculated, expects.held))
+    no, held, failed = (False, False), (True, True), (True, False)
+    assert seen == [no, no, no, no, no, no, held, failed, no]
+    assert not speculation.Speculation(possible=False).expected
