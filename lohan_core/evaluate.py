@@ -166,9 +166,9 @@ def _predict(
 
 
 @collector_paused()
-def simulate_step(plan: Plan, profile: Profile, workload: Workload) -> Timeline:
-    """Build a plan's schedule and carry it out on the profile's machine."""
-    return simulate(build_schedule(plan, profile, workload), profile.machine)
+def simulate_step(plan: Plan, profile: Profile, workload: Workload, *, speculates: bool = True) -> Timeline:
+    """Build a plan's schedule, with its speculative updates or without, and carry it out on the profile's machine."""
+    return simulate(build_schedule(plan, profile, workload, speculates=speculates), profile.machine)
 
 
 def require_feasible(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:

@@ -19,6 +19,7 @@ from lohan_core.data.run import open_run_dataset
 from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import Report
 from lohan_core.engine.subject import open_subject
+from lohan_core.plan import Update
 from lohan_core.profile import Profile
 from lohan_core.registry import Registry
 
@@ -33,7 +34,8 @@ def compare_here(
     Plans that fit into the machine together are carried out in turn, one step of each; others one run after another.
 
     Args:
-        config: a run's; the steps are its first ones. The run itself, if it was begun, is left alone.
+        config: a run's; the steps are its first ones, which make no updates on speculation. The run itself, if it was
+            begun, is left alone.
         planners: by name.
         registry: where backends are found.
         report: told how long steps go.
@@ -42,6 +44,8 @@ def compare_here(
     Raises:
         LohanError: anything that the user can mend.
     """
+    if config.run.update is Update.SPECULATIVE:
+        config = evolve(config, run=evolve(config.run, update=Update.DEFERRED))
     opened = open_planners(planners, config, registry)
     batches = Batches(
         dataset=open_run_dataset(config, config.data.train),

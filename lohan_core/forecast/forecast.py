@@ -48,7 +48,8 @@ class Forecast:
     ``saving_seconds`` what a step that becomes durable takes longer, ``saved_bytes`` what it writes more, and
     ``save_every`` how many steps such lie apart: neither is part of ``seconds`` and ``ssd_written_bytes``.
     ``drive_life_steps`` is how many such steps wear the drives out, saves included (None: their endurance is not known,
-    or nothing is written).
+    or nothing is written). ``clipped_seconds``: all this is about steps that are not clipped, while speculation is that
+    they are not; others take so long (None: the plan has no speculative updates, and that makes no difference).
     """
 
     machine: str
@@ -73,6 +74,7 @@ class Forecast:
     ssd_read_bytes: float
     ssd_written_bytes: float
     drive_life_steps: float | None
+    clipped_seconds: float | None
 
     @property
     def fits(self) -> bool:
@@ -143,7 +145,14 @@ def forecast_plan(
         ssd_read_bytes=work[Lane.SSD_READ],
         ssd_written_bytes=written,
         drive_life_steps=endurance_bytes / worn if endurance_bytes and worn else None,
+        clipped_seconds=_clipped_seconds(plan, profile, workload),
     )
+
+
+def _clipped_seconds(plan: Plan, profile: Profile, workload: Workload) -> float | None:
+    if not any(decisions.speculative for decisions in plan.blocks):
+        return None
+    return simulate_step(plan, profile, workload, speculates=False).seconds
 
 
 def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, float]:

@@ -39,6 +39,8 @@ def _forecast(forecast: Forecast) -> list[RenderableType]:
         *forecast.shortfalls,
         f"{_seconds(forecast.seconds)} a step, {forecast.tokens_per_second:,.0f} tokens/s; {_bound(forecast)}",
     ]
+    if forecast.clipped_seconds is not None:
+        lines.append(f"So long as steps are not clipped; one that is takes {_seconds(forecast.clipped_seconds)}")
     if not forecast.saved:
         lines.append("States in memory are not saved, for lack of space on the drives: the run cannot be resumed")
     elif forecast.saving_seconds:

@@ -247,6 +247,8 @@ def _entry(result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:
         "loss": result.loss,
         "lr": result.lr,
         "grad_norm": result.gradient_norm,
+        "clipped": result.clipped,
+        "speculated": result.speculated,
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,

@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen
 
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import BlockPlan, Budget, Plan, Tier
+from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Update
 from lohan_core.planning import plan_step
 from lohan_core.schedule.build import build_memory
 from lohan_core.testing.planner_problems import PROBLEMS
@@ -25,6 +25,7 @@ IN_HOST_MEMORY = Plan(planner="one", blocks=tuple(BlockPlan(states=Tier.HOST) fo
 class OnePlan(Planner):
     """Always makes the same plan, and remembers for which workloads."""
 
+    made: Plan = IN_HOST_MEMORY
     asked: list = field(factory=list)
     collecting: list = field(factory=list)
 
@@ -32,7 +33,7 @@ class OnePlan(Planner):
         del profile, budget
         self.collecting.append(gc.isenabled())
         self.asked.append((workload.layer_slots, workload.gradient_slots, workload.host_extents))
-        return IN_HOST_MEMORY
+        return self.made
 
 
 def taken(workload, tier):
@@ -123,3 +124,19 @@ def test_it_stays_where_nothing_comes_of_it():
     assert slots_of(profile, more=0) == (3, 1)
     assert slots_of(profile, more=-1) == (3, 1), "the planner has no plan for fewer"
     assert plan_step(OnePlan(), profile, PLENTY, NONE_DURABLE)[1] == NONE_DURABLE
+
+
+def test_a_third_version_is_there_only_if_speculative_updates_on_the_drives_make_the_step_shorter():
+    speculative = evolve(PROBLEM.workload, update=Update.SPECULATIVE, clips=True, versions=3)
+    in_memory = plan_step(OnePlan(), PROFILE, PLENTY, speculative)
+    assert in_memory[1] == evolve(speculative, versions=2)
+
+    on_drives = OnePlan(
+        made=Plan(planner="one", blocks=tuple(BlockPlan(states=Tier.SSD, deferred=True) for _ in PROFILE.blocks))
+    )
+    plan, workload = plan_step(on_drives, PROFILE, PLENTY, speculative)
+    assert workload == speculative
+    assert any(block.speculative for block in plan.blocks)
+    two = build_memory(on_drives.made, PROFILE, evolve(speculative, versions=2)).bytes_on(Tier.SSD)
+    plan, workload = plan_step(on_drives, PROFILE, evolve(PLENTY, ssd_bytes=two), speculative)
+    assert (plan, workload) == (on_drives.made, evolve(speculative, versions=2))

@@ -14,9 +14,9 @@ import yaml
 from attrs import field, frozen
 
 VOCABULARY = 96
-PASSING = {"seconds", "tokens_per_second", "eval_seconds", "storage_read_bytes", "storage_write_bytes"}
-"""What differs from process to process: the first step of each has no deferred updates to do."""
-"""What no two runs have in common."""
+PASSING = {"seconds", "tokens_per_second", "eval_seconds", "storage_read_bytes", "storage_write_bytes", "speculated"}
+"""What no two runs have in common, or what differs from process to process: the first step of each has no deferred
+updates to do, and the first four make none on speculation."""
 
 
 @frozen
@@ -45,6 +45,14 @@ class SmallRun:
     def export(self, name: str, dtype: str = "float32") -> command_line.Ended:
         """Carry ``lohan export`` out, to ``folder/name``."""
         return command_line.run(["export", self.directory, self.folder / name, "--dtype", dtype], self.folder)
+
+    def profile(self) -> dict[str, Any]:
+        """What ``lohan profile`` finds."""
+        path = self.folder / "profile.json"
+        ended = command_line.run(["profile", self.config, "--out", path], self.folder)
+        assert ended.code == 0, ended
+        profile: dict[str, Any] = json.loads(path.read_text())
+        return profile
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics file's objects."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -222,6 +223,27 @@ def test_a_run_may_go_on_by_another_plan(make_run, undisturbed):
     ended = run.train()
     assert (ended.code, ended.err) == (0, "")
     assert run.outcome() == undisturbed()
+
+
+@pytest.mark.parametrize("states", ["ssd", "host"])
+def test_updates_on_speculation_change_no_result_and_survive_a_crash(make_run, undisturbed, states):
+    """By the profile of a machine on which they pay: here the processor computes and updates in turn anyway."""
+    unclipped = {"optimizer": {"max_grad_norm": 1e9}}
+    run = make_run(run={"update": "speculative", "checkpoint_every": 2}, planner={"states": states}, **unclipped)
+    profile = run.profile()
+    profile["machine"] |= {"cpu_computes": False, "cpu_parameters_per_second": 1e4}
+    profile["machine"] |= {f"ssd_{what}_bytes_per_second": 1e5 for what in ("read", "write", "mixed")}
+    for block in profile["blocks"]:
+        block |= {"seconds": 1.0, "backward_seconds": 2.0}
+    (run.folder / "elsewhere.json").write_text(json.dumps(profile))
+    elsewhere = f"profiler={{backend: file, path: {run.folder / 'elsewhere.json'}}}"
+    ended = run.start(elsewhere).stop_when(lambda: run.steps() >= 7, signal.SIGKILL)
+    assert ended.code == -signal.SIGKILL
+    assert "on speculation while steps are not clipped" in " ".join(ended.out.split())
+    assert [entry["speculated"] for entry in run.metrics() if "loss" in entry][:7] == [False] * 4 + [True] * 3
+    ended = run.train(elsewhere)
+    assert (ended.code, ended.err) == (0, "")
+    assert run.outcome() == undisturbed(**unclipped)
 
 
 def test_planning_anew_changes_no_result(make_run, undisturbed):

@@ -23,6 +23,8 @@ KEYS = [
     "loss",
     "lr",
     "grad_norm",
+    "clipped",
+    "speculated",
     "tokens",
     "seconds",
     "tokens_per_second",
@@ -95,7 +97,10 @@ def test_metrics_have_a_line_for_every_step(run):
     entries = [entry for entry in run.metrics() if "loss" in entry]
     assert [list(entry) for entry in entries] == [KEYS] * STEPS
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
-    assert all(math.isfinite(value) and value > 0 for entry in entries for value in entry.values())
+    numbers = [value for entry in entries for value in entry.values() if not isinstance(value, bool)]
+    assert all(math.isfinite(value) and value > 0 for value in numbers)
+    assert [entry["clipped"] for entry in entries] == [entry["grad_norm"] > 1.0 for entry in entries]
+    assert not any(entry["speculated"] for entry in entries)
     assert entries[-1]["loss"] < entries[0]["loss"]
     rates = [entry["lr"] for entry in entries]
     assert rates[:3] == [2.5e-3, 5e-3, 5e-3]
@@ -141,7 +146,7 @@ def test_the_config_is_there_as_resolved(run):
 
 def test_events_are_there(run):
     for name in [*KEYS[1:], "eval_loss"]:
-        expected = [(entry["step"], pytest.approx(entry[name])) for entry in run.metrics() if name in entry]
+        expected = [(entry["step"], pytest.approx(float(entry[name]))) for entry in run.metrics() if name in entry]
         assert run.events(name) == expected
 
 

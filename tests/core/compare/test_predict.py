@@ -7,7 +7,6 @@ from by_tiers import least_gpu_bytes
 from comparisons import BUDGET, PROFILE, WORKLOAD, plan_of
 
 from lohan_core.compare.predict import NamedPlanner, predict_all
-from lohan_core.config.sections import Durability
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
@@ -18,9 +17,7 @@ from lohan_core.schedule.simulate import simulate
 
 CONFIG = SimpleNamespace(
     optimizer=SimpleNamespace(settings=OptimizerConfig()),
-    run=SimpleNamespace(
-        batch_size=6, micro_batch_size=3, update=Update.OPTIMIZED, durability=Durability.STEP, device="cpu"
-    ),
+    run=SimpleNamespace(batch_size=6, micro_batch_size=3, update=Update.OPTIMIZED, most_versions=2, device="cpu"),
     memory=SimpleNamespace(chunk=4 * WORKLOAD.chunk_elements, gpu=None, host=None, ssd=None),
 )
 
@@ -64,7 +61,7 @@ def test_planners_are_asked_about_the_configs_way_to_update():
         config = SimpleNamespace(**{**vars(CONFIG), "run": run})
         (found,) = predicted(config, ("keep_nothing", planner)).contenders
         assert found.prediction.workload.update is update
-        assert {block.deferred for block in found.prediction.plan.blocks} == {update is Update.DEFERRED}
+        assert {block.deferred for block in found.prediction.plan.blocks} == {found.prediction.workload.may_defer}
 
 
 def test_a_plan_that_fits_with_fewer_slots_only_is_predicted_with_those():

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from attrs import evolve
-from test_updates_exact import BASE, LR, exported
+from speculative_runs import decided, sections_for
+from test_updates_exact import LR, exported
 from tiny_lms import make_batch
 from tiny_runs import different, open_run
 
 from lohan_core.engine import speculation
 from lohan_core.engine.updates import NonFiniteGradientError
-from lohan_core.plan import VERSIONS_TO_SPECULATE, Tier
+from lohan_core.plan import Tier
 
 STEPS = 10
 MANY = 1e9
 """A norm that no gradient reaches."""
-
-
-def sections_for(states, max_norm, **run):
-    return {
-        **BASE,
-        "run": {**BASE["run"], "update": "speculative", **run},
-        "optimizer": {**BASE["optimizer"], "max_grad_norm": max_norm},
-        "planner": {"backend": "keep_nothing", "states": states},
-        "storage": {"backend": "aio"},
-    }
-
-
-def decided(directory, model, batch, *, gradients=Tier.HOST, share=1.0, **sections):
-    """A plan all of whose updates are speculative, or those of the last blocks, and its workload."""
-    with open_run(directory, model, batch, **sections) as engine:
-        plan, workload = engine.plan, engine.workload
-    first = len(plan.blocks) - round(share * len(plan.blocks))
-    blocks = [
-        evolve(
-            each,
-            deferred=True,
-            speculative=index >= first and each.states is not Tier.GPU,
-            gradients=gradients if each.states is Tier.SSD else Tier.HOST,
-        )
-        for index, each in enumerate(plan.blocks)
-    ]
-    return {"plan": evolve(plan, blocks=tuple(blocks)), "workload": evolve(workload, versions=VERSIONS_TO_SPECULATE)}
 
 
 def batches_of(count):

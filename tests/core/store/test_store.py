@@ -131,7 +131,31 @@ def test_ranges_of_an_older_step_do_not_count_as_written(path, storage):
         store.finish_step()
 
 
+def test_of_three_versions_a_step_is_taken_back_though_none_was_committed_before_it(path, storage):
+    store = committed(path, storage, versions=3)
+    for value in (2, 3):
+        fill(store, value)
+        store.finish_step()
+    fill(store, 4)
+    assert peek(store) == 4
+    store.take_back(["a"])
+    assert peek(store) == 3
+    store.commit(1, {})
+    store.close()
+    assert peek(reopen(path, storage)) == 3
+
+
 @pytest.mark.parametrize("versions", [1, 2])
+def test_of_fewer_it_cannot_be(path, storage, versions):
+    store = committed(path, storage, versions=versions)
+    fill(store, 2)
+    store.finish_step()
+    fill(store, 3)
+    with pytest.raises(ValueError, match="'a': its current version has been overwritten"):
+        store.take_back(["a"])
+
+
+@pytest.mark.parametrize("versions", [1, 2, 3])
 def test_what_an_earlier_step_wrote_in_place_does_not_count_either(path, storage, versions):
     """Between two commits steps overwrite one version; a step that writes half of it is no step."""
     store = committed(path, storage, versions=versions)

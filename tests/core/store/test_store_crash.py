@@ -33,17 +33,19 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close()
         self.temporary.cleanup()
 
-    @initialize()
-    def create(self):
-        self.store = Store.create(
-            StoreDirectory.at(self.path), self.storage, {name: n * SECTOR for name, n in SIZES.items()}, IDENTITY
-        )
+    @initialize(versions=st.sampled_from((2, 3)))
+    def create(self, versions):
+        sizes = {name: n * SECTOR for name, n in SIZES.items()}
+        self.store = Store.create(StoreDirectory.at(self.path), self.storage, sizes, IDENTITY, versions=versions)
         self.newest = {name: [0] * n for name, n in SIZES.items()}
         for name in SIZES:
             self.write_whole(name)
         self.store.commit(0, {})
-        self.committed = {name: list(values) for name, values in self.newest.items()}
+        self.committed = self.current = self.copy_of_newest()
         self.step = 0
+
+    def copy_of_newest(self):
+        return {name: list(values) for name, values in self.newest.items()}
 
     @rule(name=st.sampled_from(sorted(SIZES)))
     def write_whole(self, name):
@@ -55,12 +57,22 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def finish_step(self):
         self.store.finish_step()
+        self.current = self.copy_of_newest()
+
+    @precondition(lambda self: self.store.versions == 3)
+    @rule(names=st.sets(st.sampled_from(sorted(SIZES))), wrote_in_part=st.booleans())
+    def take_back(self, names, wrote_in_part):
+        if wrote_in_part and "b" in names:
+            self.store.write("b", SECTOR, aligned(SECTOR, 254))
+        self.store.take_back(names)
+        for name in names:
+            self.newest[name] = list(self.current[name])
 
     @rule()
     def commit(self):
         self.step += 1
         self.store.commit(self.step, {"counter": self.counter})
-        self.committed = {name: list(values) for name, values in self.newest.items()}
+        self.committed = self.current = self.copy_of_newest()
 
     @rule(part=st.integers(1, 2), keep=st.randoms(use_true_random=False))
     def crash_in_the_middle_of_a_step(self, part, keep):
@@ -100,7 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
         except Crash:
             pass
         if renamed:
-            self.committed = {name: list(values) for name, values in self.newest.items()}
+            self.committed = self.copy_of_newest()
         else:
             self.step -= 1
         self.restart(keep)
@@ -110,6 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.storage.crash(lambda: keep.random() < 0.5)
         self.store = Store.open(StoreDirectory.existing(self.path), self.storage, IDENTITY)
         self.newest = {name: list(values) for name, values in self.committed.items()}
+        self.current = self.copy_of_newest()
         assert self.store.committed_step == self.step
 
     @precondition(lambda self: hasattr(self, "committed"))
