@@ -14,7 +14,7 @@ from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.schedule.build import build_updates
 from lohan_core.schedule.simulate import simulate
-from lohan_core.states import chunk_record_bytes
+from lohan_core.schedule.sizes import states_bytes
 
 __all__ = ["SAVING_SHARE", "saved_bytes", "saving_seconds", "steps_between_saves"]
 
@@ -27,7 +27,7 @@ def saved_bytes(plan: Plan, profile: Profile, workload: Workload) -> int:
     if not workload.host_extents:
         return 0
     return sum(
-        chunk_record_bytes(profile.states, block.elements) + block.elements * profile.weight_bytes
+        states_bytes(block, profile)
         for block, decisions in zip(profile.blocks, plan.blocks, strict=True)
         if decisions.states is not Tier.SSD
     )

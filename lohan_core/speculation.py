@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from lohan_core.evaluate import TimeModel, evaluate, simulate_step
-from lohan_core.plan import VERSIONS_TO_SPECULATE, BlockPlan, Budget, Plan, Tier, Workload
+from lohan_core.evaluate import simulate_step
+from lohan_core.plan import VERSIONS_TO_SPECULATE, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
+from lohan_core.schedule.build import build_memory
+from lohan_core.schedule.sizes import states_bytes
 
 __all__ = ["with_speculation"]
 
 SHARES = 8
-"""So many numbers of speculative updates are tried."""
+"""So many numbers of speculative updates are tried, at even distances."""
 
 
 def with_speculation(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Plan:
@@ -25,8 +27,8 @@ def with_speculation(plan: Plan, profile: Profile, workload: Workload, budget: B
         return plan
     able = _able(plan, profile, workload, budget)
     best, least_seconds = plan, simulate_step(plan, profile, workload).seconds
-    for share in range(1, SHARES + 1):
-        chosen = set(able[: len(able) * share // SHARES])
+    for count in sorted({len(able) * share // SHARES for share in range(1, SHARES + 1)} - {0}):
+        chosen = set(able[:count])
         blocks = [evolve(decided, speculative=i in chosen) for i, decided in enumerate(plan.blocks)]
         tried = evolve(plan, blocks=tuple(blocks))
         seconds = simulate_step(tried, profile, workload).seconds
@@ -38,19 +40,15 @@ def with_speculation(plan: Plan, profile: Profile, workload: Workload, budget: B
 def _able(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> list[int]:
     """Blocks whose updates can be taken back, in backward's order: as many in host memory as there is room for."""
     able: list[int] = []
-    copied = plan
+    room_bytes = budget.host_bytes - build_memory(plan, profile, workload).bytes_on(Tier.HOST)
     for index in reversed(range(len(plan.blocks))):
-        decided = plan.blocks[index]
-        if decided.states is Tier.GPU or not decided.deferred or not profile.blocks[index].elements:
+        decided, block = plan.blocks[index], profile.blocks[index]
+        if decided.states is Tier.GPU or not decided.deferred or not block.elements:
             continue
         if decided.states is Tier.SSD and workload.versions < VERSIONS_TO_SPECULATE:
             continue
-        tried = _with(copied, index, evolve(decided, speculative=True))
-        if evaluate(tried, profile, workload, budget, TimeModel.LANES).feasible:
-            copied = tried
+        copy_bytes = states_bytes(block, profile) if decided.states is Tier.HOST else 0
+        if copy_bytes <= room_bytes:
+            room_bytes -= copy_bytes
             able.append(index)
     return able
-
-
-def _with(plan: Plan, index: int, decided: BlockPlan) -> Plan:
-    return evolve(plan, blocks=(*plan.blocks[:index], decided, *plan.blocks[index + 1 :]))

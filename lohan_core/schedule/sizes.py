@@ -18,6 +18,7 @@ __all__ = [
     "kept_bytes",
     "resident_bytes",
     "saving_bytes",
+    "states_bytes",
     "sums_apart",
     "sums_in_fp32",
     "with_fragments",
@@ -103,6 +104,11 @@ def with_fragments(device_bytes: int) -> int:
     return device_bytes + device_bytes // FRAGMENTS_SHARE
 
 
+def states_bytes(block: BlockProfile, profile: Profile) -> int:
+    """Bytes of all that is kept of a block's parameters: P16, P32 and OS32."""
+    return block.elements * profile.weight_bytes + chunk_record_bytes(profile.states, block.elements)
+
+
 def saving_bytes(profile: Profile) -> int:
     """Host bytes of the record by which states in memory are saved and read."""
     vectors = (*profile.states, StateVector(name="weights", value_bytes=profile.weight_bytes))
@@ -124,7 +130,7 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
     kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
     for block, decisions, held in zip(profile.blocks, plan.blocks, kept, strict=True):
         weights = block.elements * profile.weight_bytes
-        states = weights + chunk_record_bytes(profile.states, block.elements)
+        states = states_bytes(block, profile)
         if decisions.states is Tier.SSD or workload.host_extents:
             total[Tier.SSD] += workload.versions * states
         if decisions.states is not Tier.SSD:
