@@ -29,7 +29,7 @@ from lohan_core.engine.parts import (
     store_identity,
     take_up_store,
 )
-from lohan_core.engine.speculation import Speculation
+from lohan_core.engine.pending import Pending
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.choices import Attention
@@ -117,7 +117,7 @@ def open_engine(
             store=store,
             durable=durable,
             machinery=machinery,
-            speculation=Speculation(machinery.schedules.speculates),
+            pending=Pending(machinery.schedules),
             finished_step=durable.step,
         )
         on_failure.pop_all()

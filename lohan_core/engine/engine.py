@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -15,7 +14,7 @@ from lohan_core.engine.device_memory import in_short, smaller_block
 from lohan_core.engine.durable import Durable
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
-from lohan_core.engine.speculation import Speculation
+from lohan_core.engine.pending import Pending
 from lohan_core.engine.step import StepData, StepResult, UpdateTerms, prepare_step
 from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError, StoreError
@@ -52,9 +51,7 @@ class Engine:
     _durable: Durable
     _machinery: Machinery
     _finished_step: int
-    _speculation: Speculation
-    _deferred: UpdateTerms | None = None
-    """The terms of the last finished step, if its deferred updates are still to be done."""
+    _pending: Pending
     _between_steps: bool = False
     _closed: bool = False
 
@@ -86,13 +83,7 @@ class Engine:
     @property
     def description(self) -> tuple[str, ...]:
         """What carries this run out, a line each: attention (and compiled layers), storage, optimizer, plan."""
-        compiled = "" if self.model.compiled is None else "; layers are compiled"
-        return (
-            f"attention: {self._parts.attention.describe()}{compiled}",
-            f"storage: {self._parts.storage.describe()}",
-            f"optimizer: {self._parts.optimizer.describe()}",
-            self._machinery.describe(),
-        )
+        return (*self._parts.describe(), self._machinery.describe())
 
     @property
     def finished_step(self) -> int:
@@ -136,33 +127,27 @@ class Engine:
             raise ValueError(
                 f"{len(batch.micro_batches)} micro-batches given, the plan is for {self.workload.micro_batches}"
             )
-        step = self._finished_step + 1
-        speculates = self._speculation.expected
-        if speculates and not self._speculation.held:
-            self.finish_updates()  # of the blocks, too, whose next updates are to be made beside backward
-        data = self._begin(batch, UpdateTerms(step, lr), speculates=speculates)
+        step, pending = self._finished_step + 1, self._pending
+        read_before, written_before = self._parts.storage.bytes_moved()
+        if pending.stands_in_the_way:
+            self.finish_updates()
+        data = self._begin(batch, UpdateTerms(step, lr))
         if not self.can_save:
             self._store.never_commit()
-        read_before, written_before = self._parts.storage.bytes_moved()
-        schedules = self._machinery.schedules
-        schedule = schedules.step(pending=self._deferred is not None, speculates=speculates)
         self._between_steps = True
         try:
-            timeline = self._execute(schedule)
+            timeline = self._execute(pending.step_schedule())
         except NonFiniteGradientError as error:
             # The step before is whole all the same, unless this one has begun to update too.
-            if schedules.defers_all:
+            if pending.is_all:
                 self._durable.commit_awaited(self._machinery.states)
             way_on = self._durable.way_on(self._finished_step, not_finite=True)
             raise NonFiniteGradientError(f"{error}; {way_on}") from error
-        loss = data.loss
-        clipped = data.terms.gradient_factor != 1.0
-        self._speculation.note(clipped=clipped, speculated=speculates)
-        if speculates:
+        loss, clipped = data.loss, data.terms.gradient_factor != 1.0
+        if data.speculates:
             self._machinery.states.end_speculation(holds=not clipped)
         self._store.finish_step()
-        leaves = schedules.updates(speculated=self._speculation.held).tasks
-        self._deferred = data.terms if leaves else None
+        pending.note(data.terms, clipped=clipped, speculated=data.speculates)
         self._durable.commit_awaited(self._machinery.states)
         self._between_steps = False
         self._finished_step = step
@@ -177,7 +162,7 @@ class Engine:
             storage_write_bytes=written - written_before,
             timeline=timeline,
             clipped=clipped,
-            speculated=speculates,
+            speculated=data.speculates,
         )
 
     def evaluate(self, batches: Iterable[Batch]) -> float:
@@ -199,13 +184,14 @@ class Engine:
     def finish_updates(self) -> None:
         """Do the deferred updates of the last finished step, if there are any. Whatever reads states does so itself."""
         self._require_usable()
-        if self._deferred is None:
+        terms = self._pending.terms
+        if terms is None:
             return
-        self._machinery.begin(StepData(terms=self._deferred, deferred=self._deferred))
+        self._machinery.begin(StepData(terms=terms, deferred=terms))
         self._between_steps = True
-        self._execute(self._machinery.schedules.updates(speculated=self._speculation.held))
+        self._execute(self._pending.updates_schedule())
         self._store.finish_step()
-        self._deferred = None
+        self._pending.terms = None
         self._durable.commit_awaited(self._machinery.states)
         self._between_steps = False
 
@@ -227,10 +213,10 @@ class Engine:
         self._require_usable()
         if not self.can_save:
             return
-        if self._deferred is None or self._speculation.held or not self._machinery.schedules.defers_all:
-            self.save(progress)
-        else:
+        if self._pending.is_all:
             self._durable.awaited = self._finished_step, progress
+        else:
+            self.save(progress)
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
         """Write the model as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
@@ -266,7 +252,7 @@ class Engine:
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
             self._durable = Durable(self._store, workload.host_extents)
-            self._speculation = Speculation(self._machinery.schedules.speculates)
+            self._pending = Pending(self._machinery.schedules)
         except BaseException:
             self._closed = True
             self._store.close()
@@ -283,9 +269,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _execute(self, schedule: Schedule) -> Timeline:
@@ -306,15 +290,10 @@ class Engine:
             way_on = self._durable.way_on(self._finished_step)
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {way_on}")
 
-    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True, speculates: bool = False) -> StepData:
+    def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:
         data = prepare_step(
-            batch,
-            terms,
-            seed=self.seed,
-            device=self.model.device,
-            trains=trains,
-            deferred=self._deferred,
-            speculates=speculates,
+            batch, terms, seed=self.seed, device=self.model.device, trains=trains, deferred=self._pending.terms
         )
+        data.speculates = trains and self._pending.speculates
         self._machinery.begin(data)
         return data

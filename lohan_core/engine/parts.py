@@ -64,6 +64,15 @@ class Parts:
     form: StateFormat
     chunk_elements: int
 
+    def describe(self) -> tuple[str, ...]:
+        """Say what attention (and whether layers are compiled), storage and optimizer are; a line each."""
+        compiled = "" if self.model.compiled is None else "; layers are compiled"
+        return (
+            f"attention: {self.attention.describe()}{compiled}",
+            f"storage: {self.storage.describe()}",
+            f"optimizer: {self.optimizer.describe()}",
+        )
+
     def close(self) -> None:
         """Close the storage and let go of the store's lock. A second call does nothing."""
         try:

@@ -119,14 +119,7 @@ class StepResult:
 
 
 def prepare_step(
-    batch: Batch,
-    terms: UpdateTerms,
-    *,
-    seed: int,
-    device: torch.device,
-    trains: bool,
-    deferred: UpdateTerms | None,
-    speculates: bool = False,
+    batch: Batch, terms: UpdateTerms, *, seed: int, device: torch.device, trains: bool, deferred: UpdateTerms | None
 ) -> StepData:
     """Bring a batch to the computing device, and give each micro-batch its weight and its randomness.
 
@@ -140,7 +133,6 @@ def prepare_step(
         terms=terms,
         trains=trains,
         deferred=deferred,
-        speculates=speculates,
         inputs=[{name: tensor.to(device) for name, tensor in inputs.items()} for inputs in batch.micro_batches],
         weights=[tokens / total for tokens in batch.loss_tokens],
         random=[seeded_state(device, micro_batch_seed(seed, terms.step, k)) for k in range(len(batch.micro_batches))],

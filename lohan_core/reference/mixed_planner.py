@@ -149,7 +149,13 @@ def _combine(activations: Plan, states: Plan) -> Plan:
     return Plan(
         planner=_NAME,
         blocks=tuple(
-            evolve(decided, states=other.states, gradients=other.gradients, deferred=other.deferred)
+            evolve(
+                decided,
+                states=other.states,
+                gradients=other.gradients,
+                deferred=other.deferred,
+                speculative=other.speculative,
+            )
             for decided, other in zip(activations.blocks, states.blocks, strict=True)
         ),
         note=f"activations by {activations.planner} ({activations.note}), states by {states.planner} ({states.note})",

@@ -183,10 +183,8 @@ class OptimizerSuite(ConformanceSuite):
     @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
     def test_an_update_into_another_place_leaves_the_old_states(self, dtype: torch.dtype, n: int) -> None:
         """The new ones are the same to the bit, and the old ones and the gradients are as they were."""
-        optimizer = self.open(threads=2)
-        here, there, expected, before = (
-            Chunk.random(optimizer, n, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(4)
-        )
+        optimizer, types = self.open(threads=2), {"gradient_dtype": dtype, "weights_dtype": dtype}
+        here, there, expected, before = (Chunk.random(optimizer, n, **types) for _ in range(4))
         for chunk in (here, expected, before):
             update(optimizer, chunk, hyperparameters_of(1))
         optimizer.update_into(

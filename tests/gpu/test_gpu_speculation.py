@@ -8,7 +8,7 @@ from speculative_runs import decided, sections_for
 from tiny_lms import make_batch
 from tiny_runs import different, open_run
 
-from lohan_core.engine import speculation
+from lohan_core.engine import pending
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +47,7 @@ def hold_up(engine, lane):
 @pytest.mark.parametrize("states", ["host", "ssd", "gpu"])
 @pytest.mark.parametrize("slow", [None, "gpu", "h2d", "d2h"])
 def test_results_are_those_of_updates_that_wait(*, tmp_path, models, monkeypatch, states, slow):
-    monkeypatch.setattr(speculation, "STEPS_TO_TRUST", 1)
+    monkeypatch.setattr(pending, "STEPS_TO_TRUST", 1)
     batches = [make_batch(seed, micro_batches=2) for seed in range(STEPS)]
     free = sections_for(states, 1e9, device="cuda")
     results, _ = steps_and_masters(tmp_path / "norms", models["gpt2"], batches, chosen={}, sections=free)

@@ -8,7 +8,8 @@ from test_updates_exact import LR, exported
 from tiny_lms import make_batch
 from tiny_runs import different, open_run
 
-from lohan_core.engine import speculation
+from lohan_core.engine import pending
+from lohan_core.engine.step import UpdateTerms
 from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.plan import Tier
 
@@ -41,7 +42,7 @@ def base(tmp_path_factory, models):
 
 @pytest.fixture(autouse=True)
 def soon_trusting(monkeypatch):
-    monkeypatch.setattr(speculation, "STEPS_TO_TRUST", 1)
+    monkeypatch.setattr(pending, "STEPS_TO_TRUST", 1)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +116,25 @@ def test_a_step_that_diverges_takes_its_speculation_with_it(tmp_path, models, st
         assert not different(exported(engine, tmp_path / "found"), expected)
 
 
-def test_speculation_begins_after_steps_that_were_not_clipped_and_ends_with_one_that_was(monkeypatch):
-    monkeypatch.setattr(speculation, "STEPS_TO_TRUST", 3)
-    expects = speculation.Speculation(possible=True)
+@pytest.mark.parametrize("states", ["host", "gpu"])
+def test_speculation_begins_after_steps_that_were_not_clipped_and_ends_with_one_that_was(
+    tmp_path, models, monkeypatch, states
+):
+    monkeypatch.setattr(pending, "STEPS_TO_TRUST", 3)
+    batch = make_batch(1)
+    sections = sections_for(states, MANY)
+    chosen = decided(tmp_path / "plan", models["gpt2"], batch, **sections)
+    with open_run(tmp_path / "run", models["gpt2"], batch, **chosen, **sections) as engine:
+        account = pending.Pending(engine._machinery.schedules)
     seen = []
     for clipped in (False, False, True, False, False, False, False, True, False):
-        speculated = expects.expected
-        expects.note(clipped=clipped, speculated=speculated)
-        seen.append((speculated, expects.held))
-    no, held, failed = (False, False), (True, True), (True, False)
-    assert seen == [no, no, no, no, no, no, held, failed, no]
-    assert not speculation.Speculation(possible=False).expected
+        speculated = account.speculates
+        account.note(UpdateTerms(1, LR), clipped=clipped, speculated=speculated)
+        left = {task.block for task in account.updates_schedule().tasks}
+        assert (account.terms is not None) == bool(left)
+        seen.append((speculated, len(left)))
+    everything = len(chosen["plan"].blocks)
+    speculative = sum(block.speculative for block in chosen["plan"].blocks)
+    assert [speculated for speculated, _ in seen] == [False] * 6 + [True, True, False]
+    assert {left for speculated, left in seen if not speculated} == {everything}
+    assert [left for speculated, left in seen if speculated] == [everything - speculative, everything]

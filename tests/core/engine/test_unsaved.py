@@ -120,5 +120,5 @@ def test_what_cannot_be_saved_is_no_reason_to_finish_updates(tmp_path, models):
         assert {decisions.deferred for decisions in engine.plan.blocks} == {False, True}
         engine.step(batches[0], lr=LR)
         engine.save_soon({})
-        assert engine._deferred is not None
+        assert engine._pending.terms is not None
         engine.step(batches[1], lr=LR)
