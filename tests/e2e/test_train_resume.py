@@ -237,10 +237,10 @@ def test_updates_on_speculation_change_no_result_and_survive_a_crash(make_run, u
         block |= {"seconds": 1.0, "backward_seconds": 2.0}
     (run.folder / "elsewhere.json").write_text(json.dumps(profile))
     elsewhere = f"profiler={{backend: file, path: {run.folder / 'elsewhere.json'}}}"
-    ended = run.start(elsewhere).stop_when(lambda: run.steps() >= 7, signal.SIGKILL)
+    ended = run.start(elsewhere).stop_when(lambda: run.steps() >= 6, signal.SIGKILL)
     assert ended.code == -signal.SIGKILL
     assert "on speculation while steps are not clipped" in " ".join(ended.out.split())
-    assert [entry["speculated"] for entry in run.metrics() if "loss" in entry][:7] == [False] * 4 + [True] * 3
+    assert [entry["speculated"] for entry in run.metrics() if "loss" in entry][:6] == [False] * 4 + [True] * 2
     ended = run.train(elsewhere)
     assert (ended.code, ended.err) == (0, "")
     assert run.outcome() == undisturbed(**unclipped)
