@@ -119,7 +119,7 @@ class States:
         self._speculative_on_drives = [
             extent_name(vector.name, block.index)
             for block, decisions in zip(blocks, plan.blocks, strict=True)
-            if decisions.speculative and decisions.states is Tier.SSD
+            if decisions.speculative and decisions.states is Tier.SSD and block.elements
             for vector in form.vectors
         ]
         self.resident: dict[int, Record] = {}

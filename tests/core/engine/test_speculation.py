@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from speculative_runs import decided, sections_for
 from test_updates_exact import LR, exported
-from tiny_lms import make_batch
+from tiny_lms import make_batch, make_lm
 from tiny_runs import different, open_run
+from transformers import OPTConfig
 
 from lohan_core.engine import pending
 from lohan_core.engine.step import UpdateTerms
@@ -114,6 +115,21 @@ def test_a_step_that_diverges_takes_its_speculation_with_it(tmp_path, models, st
     with open_run(tmp_path / "run", models["gpt2"], batch, **chosen, **sections) as engine:
         assert (engine.finished_step, engine.progress) == (2, {"seen": 2})
         assert not different(exported(engine, tmp_path / "found"), expected)
+
+
+def test_a_block_that_owns_nothing_has_nothing_to_take_back(tmp_path, monkeypatch):
+    """As a head that is tied, with no norm before it; a planner may mark it all the same."""
+    monkeypatch.setattr(pending, "STEPS_TO_TRUST", 0)
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=96, num_attention_heads=4, do_layer_norm_before=False, **shape)
+    make_lm(config).save_pretrained(tmp_path / "model")
+    batch, sections = make_batch(1), sections_for("ssd", 1e-6)
+    chosen = decided(tmp_path / "plan", tmp_path / "model", batch, **sections)
+    with open_run(tmp_path / "run", tmp_path / "model", batch, **chosen, **sections) as engine:
+        assert not engine.profile.blocks[-1].elements
+        result = engine.step(batch, lr=LR)
+        assert (result.speculated, result.clipped) == (True, True)
+        engine.finish_updates()
 
 
 @pytest.mark.parametrize("states", ["host", "gpu"])
