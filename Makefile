@@ -7,6 +7,7 @@ PYTHON ?= $(shell scripts/find_python.sh)
 VENV := .venv
 BIN := $(VENV)/bin
 EXAMPLE := examples/stdlib_docs
+TEST_WORKERS ?= 2
 STAMP := $(VENV)/installed
 SOURCES := pyproject.toml constraints.txt $(shell find lohan_core plugins csrc -type f -not -name '*.pyc' -not -name '*.so')
 NATIVE_SOURCES := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp')
@@ -34,9 +35,10 @@ run: $(STAMP)
 	$(BIN)/python -P $(EXAMPLE)/plot.py
 
 # -P: the current directory is the checkout, whose lohan_core has no native modules. PATH: the native tests need cmake.
+# Two at a time: most tests keep one core busy, and wait for what they have started or for the drive.
 test: $(STAMP)
 	scripts/system_packages.sh $(BIN)/python browser
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -P -m pytest --timeout=900 $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -P -m pytest --timeout=900 -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

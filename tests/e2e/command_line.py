@@ -20,8 +20,8 @@ from unittest import mock
 
 from attrs import frozen
 
-PATIENCE_SECONDS = 120.0
-"""For what takes a second or two: a machine may be busy."""
+PATIENCE_SECONDS = 300.0
+"""For what takes a second or two, or half a minute where layers are compiled: a machine may be busy."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
