@@ -25,8 +25,17 @@ WORTH_A_SLOT = 0.005
 
 
 @collector_paused()
-def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> tuple[Plan, Workload]:
+def plan_step(
+    planner: Planner, profile: Profile, budget: Budget, workload: Workload, *, store_exists: bool = False
+) -> tuple[Plan, Workload]:
     """Let the planner decide, and check that its plan fits.
+
+    Args:
+        planner: decides.
+        profile: what is known of machine and model.
+        budget: what the plan may use.
+        workload: what one step does; its ``versions`` are the most there may be.
+        store_exists: ``versions`` are those of a store that is there: no more and no fewer.
 
     Returns:
         The plan, and the workload that it is for: as given, or with fewer slots where only that fits or another layer's
@@ -36,22 +45,25 @@ def plan_step(planner: Planner, profile: Profile, budget: Budget, workload: Work
     Raises:
         PlanError: nothing fits; what is said is about as many slots as given, and the least there may be on the drives.
     """
-    plan, chosen = _plan(planner, profile, budget, evolve(workload, versions=min(workload.versions, 2)))
-    if not workload.may_speculate:
-        return plan, chosen
-    plan = with_speculation(plan, profile, chosen, budget)
-    if workload.versions < VERSIONS_TO_SPECULATE or all(decided.states is not Tier.SSD for decided in plan.blocks):
+    if store_exists or workload.versions < VERSIONS_TO_SPECULATE:
+        return _plan(planner, profile, budget, workload)
+    plan, chosen = _plan(planner, profile, budget, evolve(workload, versions=VERSIONS_TO_SPECULATE - 1))
+    if not workload.may_speculate or all(decided.states is not Tier.SSD for decided in plan.blocks):
         return plan, chosen
     try:
         other, roomy = _plan(planner, profile, budget, workload)
     except PlanError:
         return plan, chosen
-    other = with_speculation(other, profile, roomy, budget)
     shorter = simulate_step(other, profile, roomy).seconds < simulate_step(plan, profile, chosen).seconds
     return (other, roomy) if shorter else (plan, chosen)
 
 
 def _plan(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> tuple[Plan, Workload]:
+    plan, chosen = _fitting(planner, profile, budget, workload)
+    return (with_speculation(plan, profile, chosen, budget) if chosen.may_speculate else plan), chosen
+
+
+def _fitting(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> tuple[Plan, Workload]:
     told = evolve(workload, host_extents=workload.host_extents and workload.versions > 1)
     refusal: PlanError | None = None
     for attempt in (workload, *_leaner(workload)):

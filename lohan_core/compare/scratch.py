@@ -11,7 +11,7 @@ from attrs import evolve
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import BackendChoice, Config
-from lohan_core.engine.parts import store_path
+from lohan_core.engine.parts import open_storage, store_path
 from lohan_core.profile import Profile
 from lohan_core.reference.profilers import FileProfilerConfig
 from lohan_core.registry import Registry
@@ -57,14 +57,7 @@ def _give_back(folder: Path, config: Config, registry: Registry) -> None:
         if not path.is_dir():
             continue
         with closing(StoreDirectory.at(path)) as held:
-            storage = registry.open_backend(
-                Kind.STORAGE,
-                config.storage.name,
-                config.storage.settings,
-                namespace=held.namespace,
-                default_directory=path / "extents",
-            )
-            with closing(storage):
+            with closing(open_storage(config, registry, held)) as storage:
                 for name in list(storage.extents()):
                     storage.free(name)
     if folder.exists():

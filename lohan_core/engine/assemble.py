@@ -100,7 +100,7 @@ def open_engine(
         budget = _budget(config, profile, parts.storage)
         if plan is None:
             planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
-            plan, workload = plan_step(planner, profile, budget, workload)
+            plan, workload = plan_step(planner, profile, budget, workload, store_exists=store is not None)
         if store is not None and not workload.host_extents:
             raise PlanError(
                 "memory.ssd: too little for the states that the run has saved; raise it, or start in another run.dir"

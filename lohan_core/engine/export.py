@@ -8,7 +8,7 @@ import torch
 from attrs import evolve
 
 from lohan_core.config.sections import Config
-from lohan_core.engine.parts import Report, open_parts, take_up_store
+from lohan_core.engine.parts import Report, open_parts, store_identity, take_up_store
 from lohan_core.engine.states import parameters_in_store
 from lohan_core.model.choices import Attention, Loss
 from lohan_core.registry import Registry
@@ -31,13 +31,15 @@ def export_run(config: Config, out: Path, dtype: torch.dtype, *, registry: Regis
         The step.
 
     Raises:
-        LohanError: there is no such run, it is in use, or ``out`` cannot be written.
+        LohanError: there is no such run, it is in use, its model is another by now, or ``out`` cannot be written.
     """
     # How the model attends and finds its loss does not matter here, and may need a GPU.
     config = evolve(config, model=evolve(config.model, attention=Attention.AUTO, loss=Loss.WHOLE))
     parts = open_parts(config, registry, torch.device("cpu"), existing=True)
     try:
-        store = take_up_store(parts, parts.directory.manifest.identity, report)
+        # The data that the run was given are not looked at; the model is: its config and buffers are written too.
+        identity = {**parts.directory.manifest.identity, **store_identity(config, parts)}
+        store = take_up_store(parts, identity, report)
         blocks = parameters_in_store(store, parts.model.blocks, parts.form, parts.chunk_elements, dtype)
         write_model(out, blocks, parts.checkpoint, dtype)
         return store.committed_step

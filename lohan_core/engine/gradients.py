@@ -17,7 +17,10 @@ from lohan_core.engine.step import StepData
 from lohan_core.layout import BlockLayout, ParameterSlot
 from lohan_core.schedule.task import Slot, Task
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "norm_of"]
+
+NORM_ELEMENTS = 1 << 20
+"""On the CPU norms are of so many elements at a time: torch turns them into fp64 first."""
 
 
 class Gradients:
@@ -69,7 +72,7 @@ class Gradients:
             place = self._flat(weights, self._dtype)[:elements]
         if place is not None:
             gradients = place.copy_(gradients)
-        data.norms[task.block] = torch.linalg.vector_norm(gradients, dtype=torch.float32)
+        data.norms[task.block] = norm_of(gradients)
 
     def chunk(self, slot: Slot, start: int, stop: int) -> Tensor:
         """View elements ``start:stop`` of the G16 in a device slot."""
@@ -81,6 +84,14 @@ class Gradients:
 
     def _flat(self, slot: Slot, dtype: torch.dtype) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(dtype)
+
+
+def norm_of(gradients: Tensor) -> Tensor:
+    """Return the norm of a flat vector. A GPU sums up as a tree; the CPU adds one by one, which fp32 is too coarse for."""
+    if gradients.device.type != "cpu":
+        return torch.linalg.vector_norm(gradients, dtype=torch.float32)
+    pieces = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in gradients.split(NORM_ELEMENTS)]
+    return torch.linalg.vector_norm(torch.stack(pieces))
 
 
 def _places(block: BlockLayout) -> dict[str, tuple[int, ParameterSlot]]:

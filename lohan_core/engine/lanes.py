@@ -230,6 +230,8 @@ class Lanes:
                 stopped.set()
 
     def _run_task(self, run: _Run, task: Task) -> None:
+        if run.failed:  # a task that waits for none would not hear of it
+            raise _AbandonedError
         stream = self._streams.get(task.lane)
         for index in task.after:
             gives_memory = (run.schedule.tasks[index].op, task.op) in GIVES_MEMORY

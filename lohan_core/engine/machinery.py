@@ -16,7 +16,7 @@ from lohan_core.engine.fill import fill_record
 from lohan_core.engine.gradients import Gradients
 from lohan_core.engine.lanes import Action, Lanes
 from lohan_core.engine.packing import plan_packing
-from lohan_core.engine.parts import SCRATCH_PREFIX, Parts
+from lohan_core.engine.parts import Parts, free_scratch
 from lohan_core.engine.schedules import Schedules
 from lohan_core.engine.states import States
 from lohan_core.engine.step import StepData
@@ -93,8 +93,7 @@ def build_machinery(
     """
     device, dtype, blocks = parts.model.device, parts.model.dtype, parts.model.blocks
     pin = device.type == "cuda"
-    for name in [name for name in parts.storage.extents() if name.startswith(SCRATCH_PREFIX)]:
-        parts.storage.free(name)  # of a process that was killed, or of another plan: their sizes may differ
+    free_scratch(parts.storage)
     schedules = Schedules.of(plan, profile, workload)
     buffers = Buffers(schedules.usual, device)
     parts.storage.register([buffers.host_arena])

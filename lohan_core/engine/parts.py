@@ -36,8 +36,10 @@ __all__ = [
     "Parts",
     "Report",
     "chunk_elements",
+    "free_scratch",
     "make_store",
     "open_parts",
+    "open_storage",
     "optimizer_settings",
     "store_identity",
     "store_path",
@@ -104,7 +106,7 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
     directory = StoreDirectory.existing(path) if existing else StoreDirectory.at(path)
     with ExitStack() as on_failure:
         on_failure.callback(directory.close)
-        storage = _open_storage(config, registry, directory)
+        storage = open_storage(config, registry, directory)
         on_failure.pop_all()
     return Parts(
         model=model,
@@ -225,11 +227,23 @@ def _open_model(config: Config, device: torch.device) -> tuple[CutModel, WeightS
     return model, checkpoint, attention
 
 
-def _open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:
-    return registry.open_backend(
+def open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:
+    """Open the storage of a run whose directory is held, and free what is scratch of a process that was killed."""
+    storage: Storage = registry.open_backend(
         Kind.STORAGE,
         config.storage.name,
         config.storage.settings,
         namespace=directory.namespace,
         default_directory=directory.path / "extents",
     )
+    with ExitStack() as on_failure:
+        on_failure.callback(storage.close)
+        free_scratch(storage)
+        on_failure.pop_all()
+    return storage
+
+
+def free_scratch(storage: Storage) -> None:
+    """Free what is worth nothing any more: of a process that was killed, or of another plan."""
+    for name in [name for name in storage.extents() if name.startswith(SCRATCH_PREFIX)]:
+        storage.free(name)

@@ -16,7 +16,7 @@ from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.model import build_model
-from lohan_core.engine.parts import Report, chunk_elements, store_path
+from lohan_core.engine.parts import Report, chunk_elements, open_storage, store_path
 from lohan_core.engine.states import StateFormat
 from lohan_core.model.loss import require_same_loss
 from lohan_core.profile import Subject
@@ -53,13 +53,7 @@ def _open_subject(config: Config, registry: Registry, device: torch.device, repo
         Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
     )
     with closing(StoreDirectory.at(store_path(config))) as directory:
-        storage = registry.open_backend(
-            Kind.STORAGE,
-            config.storage.name,
-            config.storage.settings,
-            namespace=directory.namespace,
-            default_directory=directory.path / "extents",
-        )
+        storage = open_storage(config, registry, directory)
         with closing(storage):
             batch = _random_batch(config, model.model)
             compile_layers(model, batch.micro_batches, report)

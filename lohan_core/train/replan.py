@@ -54,7 +54,7 @@ def replan(engine: Engine, planner: Planner, measured: Timeline, progress: Mappi
         return f"{off}; the plan stays: states that cannot be saved cannot be moved"
     profile = calibrate(engine.profile, measured)
     try:
-        plan, workload = plan_step(planner, profile, engine.budget, engine.workload)
+        plan, workload = plan_step(planner, profile, engine.budget, engine.workload, store_exists=True)
     except PlanError as refusal:
         return f"{off}; the plan stays: {refusal}"
     before, after = (

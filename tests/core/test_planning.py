@@ -140,3 +140,17 @@ def test_a_third_version_is_there_only_if_speculative_updates_on_the_drives_make
     two = build_memory(on_drives.made, PROFILE, evolve(speculative, versions=2)).bytes_on(Tier.SSD)
     plan, workload = plan_step(on_drives, PROFILE, evolve(PLENTY, ssd_bytes=two), speculative)
     assert (plan, workload) == (on_drives.made, evolve(speculative, versions=2))
+
+
+@pytest.mark.parametrize("update", [Update.DEFERRED, Update.SPECULATIVE])
+def test_a_store_that_is_there_has_the_versions_that_it_has(update):
+    """What a third version takes on the drives is not to be had for gradients or activations."""
+    workload = evolve(PROBLEM.workload, update=update, clips=True, versions=3)
+    on_drives = OnePlan(
+        made=Plan(planner="one", blocks=tuple(BlockPlan(states=Tier.SSD, deferred=True) for _ in PROFILE.blocks))
+    )
+    three = build_memory(on_drives.made, PROFILE, workload).bytes_on(Tier.SSD)
+    budget = evolve(PLENTY, ssd_bytes=three)
+    assert plan_step(on_drives, PROFILE, budget, workload, store_exists=True)[1] == workload
+    with pytest.raises(PlanError, match="ssd"):
+        plan_step(on_drives, PROFILE, evolve(budget, ssd_bytes=three - 1), workload, store_exists=True)

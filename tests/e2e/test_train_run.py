@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +199,17 @@ def test_a_run_whose_kernels_need_a_gpu_is_exported_without_one(run):
     ended = run.export("elsewhere")
     config.write_text(before)
     assert (ended.code, ended.err) == (0, "")
+
+
+def test_export_refuses_a_model_that_is_not_the_run_s_any_more(run):
+    path = Path(run.sections["model"]["path"]) / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"n_head": 2}))
+    ended = run.export("another")
+    path.write_text(before)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "model (config)" in ended.err
+    assert not (run.folder / "another").exists()
 
 
 def test_export_refuses_to_overwrite(run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lohan_core.engine.buffers import Buffers
-from lohan_core.engine.gradients import Gradients
+from lohan_core.engine.gradients import NORM_ELEMENTS, Gradients, norm_of
 from lohan_core.engine.step import StepData, UpdateTerms
 from lohan_core.layout import Borrowed, lay_out
 from lohan_core.plan import Tier
@@ -44,6 +44,12 @@ def task(block, *slots, takes=()):
 
 def value_of(gradients, slot, entry):
     return gradients.chunk(slot, entry.offset, entry.stop).view(entry.shape)
+
+
+@pytest.mark.parametrize("elements", [1, NORM_ELEMENTS - 1, 40 * NORM_ELEMENTS + 3])
+def test_norms_of_large_blocks_are_as_exact_as_those_of_small_ones(elements):
+    gradients = torch.rand(elements, generator=torch.Generator().manual_seed(0)).bfloat16().add_(0.5)
+    assert float(norm_of(gradients)) == pytest.approx(float(gradients.double().norm()), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

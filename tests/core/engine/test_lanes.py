@@ -47,6 +47,22 @@ def test_each_lane_works_in_the_order_of_the_list_on_a_thread_of_its_own(lanes):
     assert len(set.union(*threads)) == len(Lane)
 
 
+def test_after_a_failure_nothing_more_is_begun_though_it_waits_for_nothing(lanes):
+    failed, begun = threading.Event(), []
+
+    def act(task):
+        if task.lane is Lane.SSD_READ:
+            failed.set()
+            raise OSError("no such drive")
+        begun.append(task.index)
+        assert failed.wait(10)
+        time.sleep(0.02)
+
+    with pytest.raises(OSError, match="no such drive"):
+        lanes.execute(make_schedule((Lane.SSD_READ, ()), *[(Lane.CPU, ())] * 200), all_ops(act))
+    assert len(begun) < 100
+
+
 def test_a_task_begins_when_what_it_comes_after_is_finished(lanes):
     schedule = make_schedule(
         (Lane.SSD_READ, ()),
@@ -96,12 +112,14 @@ def test_the_first_error_stops_every_lane_and_surfaces(lanes, failing):
 
 
 def test_a_lane_that_is_busy_finishes_its_task_before_execute_returns(lanes):
-    failed, finished = threading.Event(), []
+    busy, failed, finished = threading.Event(), threading.Event(), []
 
     def act(task):
         if task.lane is Lane.GPU:
+            busy.wait(20)
             failed.set()
             raise ValueError("first")
+        busy.set()
         failed.wait(20)
         time.sleep(0.02)
         finished.append(task.index)

@@ -76,6 +76,18 @@ def test_results_are_those_of_updates_that_wait(tmp_path, models, base, *, state
     assert kinds == {(True, True), (True, False), (False, True), (False, False)}, "one of them is not tested"
 
 
+def test_a_store_of_three_versions_is_counted_as_such_by_a_run_that_does_not_speculate(tmp_path, models):
+    batches = batches_of(1)
+    sections = sections_for("ssd", MANY)
+    chosen = decided(tmp_path / "plan", models["gpt2"], batches[0], **sections)
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **chosen, **sections) as engine:
+        assert engine.workload.versions == 3
+        engine.save({})
+    sections["run"] = {**sections["run"], "update": "deferred"}
+    with open_run(tmp_path / "run", models["gpt2"], batches[0], **sections) as engine:
+        assert engine.workload.versions == 3
+
+
 @pytest.mark.parametrize("states", ["host", "ssd"])
 def test_a_run_taken_up_again_goes_on_as_if_never_stopped(tmp_path, models, base, states):
     """From a store of three versions, whichever of them is durable."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 from tiny_backends import TestBackends, make_registry
@@ -9,7 +11,9 @@ from tiny_lms import make_lm
 from transformers import MambaConfig
 
 from lohan_core.config.load import config_from_mapping
+from lohan_core.engine.parts import open_storage, store_path
 from lohan_core.engine.subject import open_subject
+from lohan_core.store import StoreDirectory
 
 
 def inputs_of_subject(directory, model, *, packing):
@@ -25,6 +29,21 @@ def inputs_of_subject(directory, model, *, packing):
     with open_subject(config, registry, torch.device("cpu"), lambda *_: None) as subject:
         first, _ = subject.batch.micro_batches
         return first
+
+
+def test_what_a_killed_process_left_is_given_back(tmp_path):
+    """Not only when a plan's own is allocated: a profile is measured before, and may want another size."""
+    registry = make_registry(TestBackends())
+    sections = {"storage": {"backend": "aio", "directories": [str(tmp_path / "drive")]}}
+    values = {"model": {"path": "m"}, "data": {"train": "d"}, "run": {"dir": str(tmp_path), "steps": 1}, **sections}
+    config = config_from_mapping(values, registry)
+    (tmp_path / "drive").mkdir()
+    with closing(StoreDirectory.at(store_path(config))) as directory:
+        with closing(open_storage(config, registry, directory)) as storage:
+            storage.allocate("scratch/profile", 1 << 20)
+            storage.allocate("states", 1 << 20)
+        with closing(open_storage(config, registry, directory)) as storage:
+            assert set(storage.extents()) == {"states"}
 
 
 @pytest.mark.parametrize(
