@@ -56,9 +56,8 @@ def _give_back(folder: Path, config: Config, registry: Registry) -> None:
         path = store_path(evolve(config, run=evolve(config.run, dir=directory)))
         if not path.is_dir():
             continue
-        with closing(StoreDirectory.at(path)) as held:
-            with closing(open_storage(config, registry, held)) as storage:
-                for name in list(storage.extents()):
-                    storage.free(name)
+        with closing(StoreDirectory.at(path)) as held, closing(open_storage(config, registry, held)) as storage:
+            for name in list(storage.extents()):
+                storage.free(name)
     if folder.exists():
         shutil.rmtree(folder)

@@ -87,7 +87,7 @@ class Gradients:
 
 
 def norm_of(gradients: Tensor) -> Tensor:
-    """Return the norm of a flat vector. A GPU sums up as a tree; the CPU adds one by one, which fp32 is too coarse for."""
+    """Return the norm of a flat vector. A GPU adds up in a tree, the CPU one by one, for which fp32 is too coarse."""
     if gradients.device.type != "cpu":
         return torch.linalg.vector_norm(gradients, dtype=torch.float32)
     pieces = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in gradients.split(NORM_ELEMENTS)]
