@@ -22,17 +22,17 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, gt
 
 from lohan_core.backend import Kind
-from lohan_core.bench.drives import mixed_bytes_per_second
-from lohan_core.bench.peaks import GpuPeak, host_bytes
+from lohan_core.bench.drives import DrivesAlone
+from lohan_core.bench.peaks import GpuPeak, host_bytes, peak_host_bytes
 from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
 from lohan_core.bench.plain_process import PlainContender
-from lohan_core.bench.step_rows import DrivesFigures, StepBench, StepBenchRow, render
+from lohan_core.bench.step_rows import StepBench, StepBenchRow, render
 from lohan_core.bench.step_sections import SEED, lay_sections
 from lohan_core.bench.step_summary import summarise
 from lohan_core.bench.workloads import StepWorkload, find_workload, make_batch, model_config, write_model_directory
 from lohan_core.compare.scratch import scratch_folder
 from lohan_core.config.sections import is_device
-from lohan_core.errors import ConfigError, StorageError
+from lohan_core.errors import ConfigError
 from lohan_core.reference.torch_adamw import AdamWConfig
 from lohan_core.registry import Registry, load_registry
 from lohan_core.report.run_file import StepRecorder
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lohan_core.config.sections import Config
     from lohan_core.engine.engine import Engine
     from lohan_core.engine.step import StepResult
+    from lohan_core.interfaces.storage import Storage
 
 __all__ = ["StepBench", "StepBenchOptions", "StepBenchRow", "render", "run"]
 
@@ -61,7 +62,7 @@ class StepBenchOptions:
         warm_up: steps before them.
         device: as in a run's config.
         plain: whether to measure plain PyTorch too, where the device has memory for the whole training state.
-        drives_seconds: for how long the drives are measured alone, after the steps of a row that uses them.
+        drives_seconds: for how long the drives are measured alone, after each counted step that uses them.
         timelines: a directory for a step's record of each row, in a directory of its own that ``lohan trace`` draws.
         settings: sections of a run's config that add to the workload's, or replace them.
     """
@@ -140,42 +141,48 @@ class _Bench:
         return self.place / "model"
 
     def measure(self, batch_size: int) -> StepBenchRow:
-        """Let the two sides take turns, then the drives alone. The store goes: the next batch size begins anew."""
+        """Let LoHan, plain PyTorch and the drives alone take turns. The store goes: the next batch size begins anew."""
         config = self._config(batch_size)
         with scratch_folder(config, self.registry) as folder:
-            row, moved = self._race(evolve(config, run=evolve(config.run, dir=folder / "run")))
-        return self._with_drives(row, config, *moved) if any(moved) else row
+            return self._race(evolve(config, run=evolve(config.run, dir=folder / "run")))
 
-    def _race(self, config: Config) -> tuple[StepBenchRow, tuple[int, int]]:
-        """Take the steps; returns the row without the drives', and the bytes that a step read and wrote there."""
+    def _race(self, config: Config) -> StepBenchRow:
         from lohan_core.engine.assemble import open_engine
         from lohan_core.engine.measure import free_device_bytes
         from lohan_core.engine.parts import optimizer_settings
 
         batch_size = config.run.batch_size
         lr = optimizer_settings(config).lr
-        start_host_bytes, free_bytes = host_bytes(), free_device_bytes(self.device)
+        start_host_bytes, free_bytes, most_host_bytes = host_bytes(), free_device_bytes(self.device), 0
         ours: list[StepResult] = []
         with ExitStack() as stack:
             memory = GpuPeak(self.device)
             sample = make_batch(self.workload, batch_size, 0)
             engine = stack.enter_context(open_engine(config, sample, registry=self.registry))
             plain = stack.enter_context(closing(self._open_plain(engine, config, free_bytes)))
+            drives = stack.enter_context(closing(self._drives_alone(config)))
             memory.begin_steps()
             for number in range(self.options.warm_up + self.options.steps):
                 ours.append(engine.step(make_batch(self.workload, batch_size, number), lr=lr))
                 plain.step(number)
+                if number == self.options.warm_up:
+                    most_host_bytes = peak_host_bytes()  # without the buffers that the drives alone have
+                if number >= self.options.warm_up:
+                    drives.turn(ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
             row = summarise(
                 engine,
                 ours,
                 plain,
                 memory,
+                drives,
+                parameters=self.parameters,
                 sequence_length=self.workload.sequence_length,
                 warm_up=self.options.warm_up,
                 start_host_bytes=start_host_bytes,
+                peak_host_bytes=most_host_bytes,
             )
             self._write_timeline(engine, batch_size, ours[self.options.warm_up :])
-        return row, (ours[-1].storage_read_bytes, ours[-1].storage_write_bytes)
+        return row
 
     def _write_timeline(self, engine: Engine, batch_size: int, counted: Sequence[StepResult]) -> None:
         """Write the step of median length, if that is wanted. Raises StorageError."""
@@ -216,46 +223,24 @@ class _Bench:
             compiles=config.model.compile,
         )
 
-    def _with_drives(self, row: StepBenchRow, config: Config, read_bytes: int, write_bytes: int) -> StepBenchRow:
-        """Add the drives' figures; where they fail, the reason. What the steps took is not lost for it."""
-        try:
-            return evolve(row, drives=self._measure_drives(config, row.seconds, read_bytes, write_bytes))
-        except StorageError as error:
-            return evolve(row, without_drives=str(error))
-
-    def _measure_drives(self, config: Config, step_seconds: float, read_bytes: int, write_bytes: int) -> DrivesFigures:
-        """Give the drives a step's mix of reads and writes, through a storage of the same settings.
+    def _drives_alone(self, config: Config) -> DrivesAlone:
+        """Get ready to give the drives a step's mix of reads and writes, through a storage of the same settings.
 
         Its namespace is this process's own, as the temporary folder is: extents that a killed one left elsewhere, on
         the directories that the config names, are not in the way.
-
-        Raises:
-            StorageError: a drive failed, or has too little space.
         """
-        storage = self.registry.open_backend(
-            Kind.STORAGE,
-            config.storage.name,
-            config.storage.settings,
-            namespace=self.place.name,
-            default_directory=self.place / "drives",
-        )
-        with closing(storage):
-            own_bytes_per_second = mixed_bytes_per_second(
-                storage,
-                read_bytes=read_bytes,
-                write_bytes=write_bytes,
-                request_bytes=config.memory.chunk,
-                seconds=self.options.drives_seconds,
+
+        def open_storage() -> Storage:
+            storage: Storage = self.registry.open_backend(
+                Kind.STORAGE,
+                config.storage.name,
+                config.storage.settings,
+                namespace=self.place.name,
+                default_directory=self.place / "drives",
             )
-        bytes_per_second = (read_bytes + write_bytes) / step_seconds
-        return DrivesFigures(
-            read_bytes=read_bytes,
-            write_bytes=write_bytes,
-            bytes_per_parameter=(read_bytes + write_bytes) / self.parameters,
-            bytes_per_second=bytes_per_second,
-            own_bytes_per_second=own_bytes_per_second,
-            ratio=bytes_per_second / own_bytes_per_second,
-        )
+            return storage
+
+        return DrivesAlone(open_storage, request_bytes=config.memory.chunk, seconds=self.options.drives_seconds)
 
     def _config(self, batch_size: int) -> Config:
         from lohan_core.config.load import config_from_mapping

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lohan_core.bench.peaks import GpuPeak, peak_host_bytes
+from lohan_core.bench.drives import DrivesAlone
+from lohan_core.bench.peaks import GpuPeak
 from lohan_core.bench.plain_process import PlainContender
-from lohan_core.bench.step_rows import StepBenchRow, busiest_resource, busy_by_resource, chain_seconds, compare_plain
+from lohan_core.bench.step_rows import (
+    DrivesFigures,
+    StepBenchRow,
+    busiest_resource,
+    busy_by_resource,
+    chain_seconds,
+    compare_plain,
+)
 from lohan_core.memory import pinned_bytes
 
 if TYPE_CHECKING:
@@ -23,21 +31,27 @@ def summarise(
     ours: Sequence[StepResult],
     plain: PlainContender,
     memory: GpuPeak,
+    drives: DrivesAlone,
     *,
+    parameters: int,
     sequence_length: int,
     warm_up: int,
     start_host_bytes: int,
+    peak_host_bytes: int,
 ) -> StepBenchRow:
-    """Reduce the steps of one batch size to a row, still without the drives' figures.
+    """Reduce the steps of one batch size to a row.
 
     Args:
         engine: still open: what it holds is counted.
         ours: all steps that it took.
         plain: what took a step after each of them, or is absent.
         memory: of LoHan's side, told when steps began.
+        drives: what had a turn after each counted step.
+        parameters: the model's.
         sequence_length: tokens a row.
         warm_up: how many of the first steps are not counted.
         start_host_bytes: what the process held before the engine was opened.
+        peak_host_bytes: the most that it has held since.
     """
     from lohan_core.plan import Tier
     from lohan_core.schedule.simulate import simulate
@@ -80,10 +94,27 @@ def summarise(
         planned_host_bytes=planned[Tier.HOST],
         pinned_bytes=pinned_bytes(),
         start_host_bytes=start_host_bytes,
-        peak_host_bytes=peak_host_bytes(),
+        peak_host_bytes=peak_host_bytes,
         planned_ssd_bytes=planned[Tier.SSD],
-        drives=None,
-        without_drives=None,
+        drives=_compare_drives(counted, drives, parameters),
+        without_drives=drives.failure,
         plain=compare_plain(ours, plain.steps, warm_up, tokens) if plain.steps else None,
         without_plain=plain.absence,
+    )
+
+
+def _compare_drives(steps: Sequence[StepResult], alone: DrivesAlone, parameters: int) -> DrivesFigures | None:
+    """Set what steps moved beside what the drives did alone, in turn with them; None where one of the two is missing."""
+    last = steps[-1]
+    moved_bytes = last.storage_read_bytes + last.storage_write_bytes
+    if not moved_bytes or alone.failure is not None:
+        return None
+    bytes_per_second = len(steps) * moved_bytes / sum(step.seconds for step in steps)
+    return DrivesFigures(
+        read_bytes=last.storage_read_bytes,
+        write_bytes=last.storage_write_bytes,
+        bytes_per_parameter=moved_bytes / parameters,
+        bytes_per_second=bytes_per_second,
+        own_bytes_per_second=alone.bytes_per_second,
+        ratio=bytes_per_second / alone.bytes_per_second,
     )

@@ -245,9 +245,10 @@ def test_drives_that_fail_alone_do_not_cost_the_row(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise StorageError(errno.ENOSPC, "other: no space left")
 
-    monkeypatch.setattr("lohan_core.bench.step.mixed_bytes_per_second", fail)
-    result = bench(tmp_path, workload="smoke-ssd", steps=1, warm_up=0)
+    monkeypatch.setattr("lohan_core.bench.drives._Mix", fail)
+    result = bench(tmp_path, workload="smoke-ssd", steps=2, warm_up=0)
     assert result.rows[0].drives is None
+    assert len(result.rows[0].step_seconds) == 2
     assert result.rows[0].without_drives == "other: no space left"
     assert "drives: not measured alone: other: no space left" in render(result)
 
