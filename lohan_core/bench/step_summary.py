@@ -104,7 +104,7 @@ def summarise(
 
 
 def _compare_drives(steps: Sequence[StepResult], alone: DrivesAlone, parameters: int) -> DrivesFigures | None:
-    """Set what steps moved beside what the drives did alone, in turn with them; None where one of the two is missing."""
+    """Set what steps moved beside what the drives did alone, in turn; None where one of the two is missing."""
     last = steps[-1]
     moved_bytes = last.storage_read_bytes + last.storage_write_bytes
     if not moved_bytes or alone.failure is not None:
