@@ -55,7 +55,7 @@ def storage(
 @bench.command()
 def adam(
     *,
-    parameters: Annotated[int | None, typer.Option(help="Parameters to update; 48 bytes of memory each.")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Parameters to update; 62 bytes of memory each.")] = None,
     rounds: Rounds = None,
     simd: Annotated[list[str] | None, typer.Option(help="Path to measure; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Threads to use; may be repeated.")] = None,

@@ -14,6 +14,7 @@ __all__ = ["compare"]
 LOSSES_DIFFER = 1
 """Exit code of a comparison in which a plan changed what was computed."""
 NOTHING_FITS = 2
+DEFAULT_STEPS = 3
 
 
 def compare(
@@ -24,7 +25,10 @@ def compare(
         str | None,
         typer.Option(metavar="NAME|FILE", help="Predict for a machine known by its rates; nothing is run then."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each plan that count; one is taken before them.", min=1)] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of each plan that count, 3 by default; one is taken before them.", min=1),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts and timelines too.")
     ] = None,
@@ -46,11 +50,14 @@ def compare(
     from lohan_core.compare.summary import render, summarize
     from lohan_core.compare.there import compare_on
     from lohan_core.config import load_config
+    from lohan_core.errors import ConfigError
     from lohan_core.hardware import find_hardware
     from lohan_core.registry import load_registry
     from lohan_core.report import comparison_page, write_page
     from lohan_core.train.progress import RunProgress
 
+    if hardware is not None and steps is not None:
+        raise ConfigError("--steps: nothing is run with --hardware; leave one of them out")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if page is not None:
@@ -60,7 +67,7 @@ def compare(
     names = [name.strip() for name in planners.split(",") if name.strip()]
     with RunProgress(Console(file=sys.stderr)) as progress:
         if hardware is None:
-            found = compare_here(settings, names, registry, progress.show, steps=steps)
+            found = compare_here(settings, names, registry, progress.show, steps=steps or DEFAULT_STEPS)
         else:
             found = compare_on(find_hardware(hardware), settings, names, registry, progress.show)
     print(json.dumps(summarize(found), indent=1) if as_json else render(found))

@@ -34,8 +34,8 @@ class LearningRateSchedule(StrEnum):
 class OptimizerConfig:
     """The keys that every optimizer's section has. A backend's own class adds to them.
 
-    ``schedule`` and ``warmup_steps`` are carried out by the trainer, ``max_grad_norm`` by the engine; a backend reads
-    the rest.
+    The core carries them out, and what an update needs of them comes with each (:class:`Hyperparameters`): a backend
+    reads only the keys that its own class adds.
 
     Attributes:
         lr: Learning rate after warm-up.

@@ -158,8 +158,12 @@ def _combine(activations: Plan, states: Plan) -> Plan:
             )
             for decided, other in zip(activations.blocks, states.blocks, strict=True)
         ),
-        note=f"activations by {activations.planner} ({activations.note}), states by {states.planner} ({states.note})",
+        note=f"activations by {_signed(activations)}, states by {_signed(states)}",
     )
+
+
+def _signed(plan: Plan) -> str:
+    return plan.planner if plan.note is None else f"{plan.planner} ({plan.note})"
 
 
 def _open(config: MixedPlannerConfig) -> Planner:

@@ -13,30 +13,40 @@ from lohan_core.profile import Role
 if TYPE_CHECKING:
     from lohan_core.profile import BlockProfile, Profile
 
-__all__ = ["KEEP_ALL", "KEEP_NOTHING", "ReferencePlannerConfig"]
+__all__ = ["KEEP_ALL", "KEEP_NOTHING", "KeepAllConfig", "KeepNothingConfig"]
 
 
 @frozen(kw_only=True)
-class ReferencePlannerConfig:
+class KeepNothingConfig:
     """Where things wait; the planner itself decides only what is kept. Updates that must wait are deferred if they may.
 
     Attributes:
         states: Where weights and optimizer states live: `ssd`, `host`, or `gpu` for those of layers, with the others in
             host memory.
         inputs: Where each block's input waits for backward: `gpu`, `host` or `ssd`.
-        candidates: Where `keep_all` puts the operators' outputs: `gpu`, `host` or `ssd`.
     """
 
     states: Tier = Tier.SSD
     inputs: Tier = Tier.HOST
+
+
+@frozen(kw_only=True)
+class KeepAllConfig(KeepNothingConfig):
+    """As `keep_nothing`, and where what is kept waits.
+
+    Attributes:
+        candidates: Where the operators' outputs wait: `gpu`, `host` or `ssd`.
+    """
+
     candidates: Tier = Tier.GPU
 
 
 class _ReferencePlanner(Planner):
-    def __init__(self, config: ReferencePlannerConfig, name: str, *, keeps: bool) -> None:
+    def __init__(self, config: KeepNothingConfig, name: str, candidates: Tier | None) -> None:
+        """``candidates``: where they are kept; None if they are not."""
         self._config = config
         self._name = name
-        self._keeps = keeps
+        self._candidates = candidates
 
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
         """Make the one plan there is, or raise PlanError if it does not fit."""
@@ -50,7 +60,7 @@ class _ReferencePlanner(Planner):
         states = config.states
         if states is Tier.GPU and block.role is not Role.LAYER:
             states = Tier.HOST
-        kept = {c.index: config.candidates for c in block.candidates} if self._keeps else {}
+        kept = {} if self._candidates is None else dict.fromkeys((c.index for c in block.candidates), self._candidates)
         return BlockPlan(
             states=states,
             inputs=config.inputs,
@@ -60,24 +70,24 @@ class _ReferencePlanner(Planner):
         )
 
 
-def _open_keep_nothing(config: ReferencePlannerConfig) -> Planner:
-    return _ReferencePlanner(config, "keep_nothing", keeps=False)
+def _open_keep_nothing(config: KeepNothingConfig) -> Planner:
+    return _ReferencePlanner(config, "keep_nothing", None)
 
 
-def _open_keep_all(config: ReferencePlannerConfig) -> Planner:
-    return _ReferencePlanner(config, "keep_all", keeps=True)
+def _open_keep_all(config: KeepAllConfig) -> Planner:
+    return _ReferencePlanner(config, "keep_all", config.candidates)
 
 
 KEEP_NOTHING: PlannerBackend = PlannerBackend(
     name="keep_nothing",
     summary="keeps block inputs only and recomputes every operator",
-    config=ReferencePlannerConfig,
+    config=KeepNothingConfig,
     open=_open_keep_nothing,
 )
 
 KEEP_ALL: PlannerBackend = PlannerBackend(
     name="keep_all",
     summary="keeps every operator's output and recomputes nothing",
-    config=ReferencePlannerConfig,
+    config=KeepAllConfig,
     open=_open_keep_all,
 )

@@ -24,11 +24,11 @@ __all__ = ["TORCH_ADAMW", "AdamWConfig", "TorchAdamW"]
 
 @frozen(kw_only=True)
 class AdamWConfig(OptimizerConfig):
-    """The keys of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), with ``torch.optim.AdamW``'s defaults.
+    """The keys of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
 
     Attributes:
-        betas: Decay rates of the first and the second moment.
-        eps: Added to the denominator, outside the root.
+        betas: Decay rates of the first and the second moment; by default torch's.
+        eps: Added to the denominator, outside the root; likewise.
     """
 
     betas: tuple[float, float] = field(

@@ -26,7 +26,7 @@ class StoreDirectory:
 
     Example:
         >>> directory = StoreDirectory.at(run_dir / "store")
-        >>> storage = backend.open(config, namespace=directory.namespace, default_directory=run_dir / "extents")
+        >>> storage = backend.open(config, namespace=directory.namespace, default_directory=directory.path / "extents")
         >>> if directory.holds_commit:
         ...     store = Store.open(directory, storage, identity)
         ... else:

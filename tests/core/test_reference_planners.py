@@ -4,7 +4,7 @@ import pytest
 
 from lohan_core.errors import PlanError
 from lohan_core.plan import Budget, Tier
-from lohan_core.reference.planners import KEEP_ALL, KEEP_NOTHING, ReferencePlannerConfig
+from lohan_core.reference.planners import KEEP_ALL, KEEP_NOTHING, KeepAllConfig, KeepNothingConfig
 from lohan_core.testing.planner import PlannerSuite
 from lohan_core.testing.planner_problems import PROBLEMS
 
@@ -20,7 +20,7 @@ class TestKeepNothingOnHost(PlannerSuite):
 
     @pytest.fixture
     def config(self):
-        return ReferencePlannerConfig(states=Tier.HOST, inputs=Tier.GPU)
+        return KeepNothingConfig(states=Tier.HOST, inputs=Tier.GPU)
 
 
 class TestKeepAll(PlannerSuite):
@@ -32,7 +32,7 @@ class TestKeepAllOnSsd(PlannerSuite):
 
     @pytest.fixture
     def config(self):
-        return ReferencePlannerConfig(candidates=Tier.SSD, inputs=Tier.SSD)
+        return KeepAllConfig(candidates=Tier.SSD, inputs=Tier.SSD)
 
 
 class TestKeepNothingOnTheGpu(PlannerSuite):
@@ -40,7 +40,7 @@ class TestKeepNothingOnTheGpu(PlannerSuite):
 
     @pytest.fixture
     def config(self):
-        return ReferencePlannerConfig(states=Tier.GPU, inputs=Tier.GPU)
+        return KeepNothingConfig(states=Tier.GPU, inputs=Tier.GPU)
 
     @pytest.fixture(params=[p for p in PROBLEMS if p.profile.machine.gpu_parameters_per_second], ids=lambda p: p.name)
     def problem(self, request):
@@ -52,7 +52,7 @@ def test_on_the_gpu_are_layers_only_and_none_without_updates_there():
         next(p for p in PROBLEMS if (p.profile.machine.gpu_parameters_per_second is None) is missing)
         for missing in (False, True)
     )
-    planner = KEEP_ALL.open(ReferencePlannerConfig(states=Tier.GPU))
+    planner = KEEP_ALL.open(KeepAllConfig(states=Tier.GPU))
     plan = planner.plan(with_updates.profile, PLENTY, with_updates.workload)
     layers = [Tier.GPU] * (len(plan.blocks) - 2)
     assert [block.states for block in plan.blocks] == [Tier.HOST, *layers, Tier.HOST]

@@ -116,6 +116,7 @@ def test_another_machine_is_only_predicted(make_run):
         (["--planners", "greedy,keep_all,greedy"], "--planners: greedy is named twice"),
         (["--planners", "mixed"], "--planners: mixed is not the config's own planner"),
         (["--planners", "greedy", "--hardware", "rtx-9999"], "no machine is called 'rtx-9999'"),
+        (["--planners", "greedy", "--hardware", "rtx-4090", "--steps", "2"], "--steps: nothing is run with --hardware"),
         (["--planners", "greedy", "--report", "no/page.html"], "--report: no/page.html cannot be written"),
     ],
 )

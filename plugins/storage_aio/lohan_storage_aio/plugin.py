@@ -1,4 +1,4 @@
-"""Registers the backend. What it needs is imported when it is asked for."""
+"""Registers the backend, saying which of its engines work here. Torch is imported when it is opened."""
 
 from __future__ import annotations
 
