@@ -78,7 +78,7 @@ class ModelConfig:
             the other, with all scores in memory; `auto`: the first of these that model and machine can do. A run's
             first lines say which.
         loss: Head and loss. `whole`: as the model defines them, with the logits of all tokens at once, and gradients
-            that are to the bit those of plain PyTorch; `chunked`: a slice of tokens after the other, equal to rounding,
+            that are to the bit those of plain PyTorch; `chunked`: one slice of tokens at a time, equal to rounding,
             so that long sequences and large vocabularies take little memory; `liger`: likewise by Liger's kernels, on a
             GPU (`pip install 'lohan[liger]'`).
         compile: Whether what lies between a layer's matrix products and attention (norms, rotary embeddings,
