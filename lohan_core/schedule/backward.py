@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lohan_core.plan import Tier
 from lohan_core.profile import Role
-from lohan_core.schedule.sizes import gradients_wait, kept_bytes
+from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, gradients_wait, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.schedule.update import WHOLE, LeavingGradients, emit_update_on_gpu
@@ -19,8 +19,6 @@ __all__ = ["emit_backward"]
 
 Taken = tuple[Slot, tuple[int, ...]]
 """A slot of a ring, and the tasks that must be finished before it is touched."""
-
-UPLOADS_IN_FLIGHT = 2  # bounds the GPU memory of kept bytes that are on their way back
 
 
 def emit_backward(state: StepState) -> None:
@@ -77,7 +75,7 @@ def _load_ahead(state: StepState, index: int) -> None:
 
 
 class _WayBack:
-    """Emits the return of kept bytes one micro-batch before it is used, across block boundaries."""
+    """Emits the return of kept bytes ahead of their use, across block boundaries."""
 
     def __init__(self, state: StepState) -> None:
         self.uploads: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -86,8 +84,8 @@ class _WayBack:
         self._next = 0
 
     def emit_ahead(self, index: int, micro_batch: int) -> None:
-        """Emit up to the one after (index, micro_batch)."""
-        wanted = self._order.index((index, micro_batch), max(0, self._next - UPLOADS_IN_FLIGHT)) + UPLOADS_IN_FLIGHT
+        """Emit all that may be on the GPU with those of (index, micro_batch)."""
+        wanted = self._order.index((index, micro_batch), max(0, self._next - KEPT_IN_FLIGHT)) + KEPT_IN_FLIGHT
         while self._next < min(wanted, len(self._order)):
             self._emit(self._next)
             self._next += 1
@@ -98,7 +96,7 @@ class _WayBack:
         held = kept_bytes(state.block(index), state.decisions(index))
         if not held.moved:
             return
-        before = self._order[position - UPLOADS_IN_FLIGHT] if position >= UPLOADS_IN_FLIGHT else None
+        before = self._order[position - KEPT_IN_FLIGHT] if position >= KEPT_IN_FLIGHT else None
         free = () if before is None else (state.made[before],)
         saved = state.saved[index, micro_batch]
         where = {"block": index, "micro_batch": micro_batch}

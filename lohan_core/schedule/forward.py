@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from lohan_core.plan import Tier
-from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
+from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, keeping_seconds, kept_bytes
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op
 from lohan_core.schedule.weights import load_weights, unload_weights
 
 __all__ = ["emit_forward"]
-
-OFFLOADS_IN_FLIGHT = 2  # bounds the GPU memory of activations that are on their way out
 
 
 def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
@@ -67,6 +65,7 @@ def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[i
     block = state.block(index)
     last = micro_batch == state.micro_batches[-1]
     leaves = not keeps or index < state.postlude - state.builder.rings["weights"].pool.slots
+    moved = (offloads[-KEPT_IN_FLIGHT],) if len(offloads) >= KEPT_IN_FLIGHT else ()
     made = state.builder.add(
         Op.FORWARD,
         block=index,
@@ -75,7 +74,7 @@ def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[i
         after=(
             *loaded.uploads,
             state.made[index - 1, micro_batch],
-            *offloads[-OFFLOADS_IN_FLIGHT : 1 - OFFLOADS_IN_FLIGHT],
+            *moved,
         ),
         touches=loaded.slots,
         gives=loaded.slots if last and leaves else (),

@@ -11,6 +11,7 @@ from lohan_core.states import SECTOR_BYTES, StateVector, chunk_record_bytes, sav
 
 __all__ = [
     "FRAGMENTS_SHARE",
+    "KEPT_IN_FLIGHT",
     "KeptBytes",
     "chunks_of",
     "gradients_wait",
@@ -23,6 +24,10 @@ __all__ = [
     "sums_in_fp32",
     "with_fragments",
 ]
+
+KEPT_IN_FLIGHT = 2
+"""Of so many micro-batches the GPU has at once what a block keeps and moves: one is computed with, the others are on
+their way out or back. Forward and backward wait for the one before those; plans count the memory of so many."""
 
 SUM_BYTES = 4
 """Of an element of a sum in fp32."""
@@ -150,7 +155,7 @@ def resident_bytes(plan: Plan, profile: Profile, workload: Workload) -> dict[Tie
     comes_and_goes = (
         workload.micro_batches * (sum(held.gpu for held in kept) + profile.arguments_bytes)
         + (workload.micro_batches + 2) * largest_input
-        + 2 * max(held.moved for held in kept)
+        + KEPT_IN_FLIGHT * max(held.moved for held in kept)
         + transient
         + transient // TRANSIENT_SHARE
     )

@@ -19,14 +19,12 @@ from lohan_core.lane_amounts import Phase, update_phase, weight_loads
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
-from lohan_core.schedule.sizes import FRAGMENTS_SHARE, with_fragments
+from lohan_core.schedule.sizes import FRAGMENTS_SHARE, KEPT_IN_FLIGHT, with_fragments
 from lohan_core.schedule.task import Schedule
 from lohan_planner_greedy.choices import BlockCounts, Choice
 from lohan_planner_greedy.items import Item
 
 __all__ = ["Family"]
-
-IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -130,7 +128,7 @@ class Family:
     def gpu_bytes(self, kept: int) -> Integers:
         """Device bytes with 0, 1, ..., ``kept`` of the kept items on the GPU."""
         held: Integers = self.workload.micro_batches * _before(self.item_bytes[:kept])
-        held += IN_FLIGHT * self._largest_block(slice(0, kept))
+        held += KEPT_IN_FLIGHT * self._largest_block(slice(0, kept))
         return self.fixed_gpu_bytes + held + held // FRAGMENTS_SHARE
 
     def host_activation_bytes(self, rest: slice) -> Integers:

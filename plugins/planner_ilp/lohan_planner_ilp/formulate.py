@@ -35,7 +35,7 @@ from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
-from lohan_core.schedule.sizes import FRAGMENTS_SHARE, saving_bytes, with_fragments
+from lohan_core.schedule.sizes import FRAGMENTS_SHARE, KEPT_IN_FLIGHT, saving_bytes, with_fragments
 from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 from lohan_planner_ilp.decisions import Freedom, GroupVariables, declare_group
 from lohan_planner_ilp.groups import Group
@@ -44,7 +44,6 @@ from lohan_planner_ilp.updates import all_wait
 
 __all__ = ["Formulation"]
 
-IN_FLIGHT = 2  # device copies of what one block moves: see lohan_core.schedule.sizes.resident_bytes
 WITH_FRAGMENTS = 1 + 1 / FRAGMENTS_SHARE  # of what comes and goes on the GPU
 MIB = float(2**20)
 SAME = 1e-10  # a step is as short as another if it is not longer by more than this part of it
@@ -135,7 +134,7 @@ class Formulation:
         buffers = self._buffers()
         fixed, state_buffers = self._fixed_bytes(saving)
         used = {tier: [Linear(constant=fixed[tier] / MIB)] for tier in Tier}
-        used[Tier.GPU].append(WITH_FRAGMENTS * IN_FLIGHT * buffers.moved)
+        used[Tier.GPU].append(WITH_FRAGMENTS * KEPT_IN_FLIGHT * buffers.moved)
         used[Tier.HOST].append(SPILL_SLOTS * buffers.spilled)
         used[Tier.HOST].append(state_buffers / MIB * buffers.any_on_ssd)
         used[Tier.HOST].append(saving / MIB * buffers.any_in_memory)
