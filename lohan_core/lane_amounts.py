@@ -15,7 +15,7 @@ import numpy as np
 from attrs import evolve
 from numpy.typing import NDArray
 
-from lohan_core.plan import Plan, Tier, Update, Workload
+from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
 from lohan_core.states import StateVector, chunk_record_bytes
@@ -128,7 +128,7 @@ def update_phase(workload: Workload, *, deferred: bool) -> Phase:
     """In which phase a block is updated."""
     if deferred:
         return Phase.FORWARD
-    return Phase.UPDATE if workload.clips or workload.update is Update.SERIAL else Phase.BACKWARD
+    return Phase.UPDATE if workload.all_updates_wait else Phase.BACKWARD
 
 
 def update_amounts(profile: Profile, workload: Workload, index: int, *, deferred: bool) -> Amounts:

@@ -107,6 +107,11 @@ class Workload:
     host_extents: bool = True
 
     @property
+    def all_updates_wait(self) -> bool:
+        """Whether every block's update waits, deferred or not: for the norm to clip by, or because the user said so."""
+        return self.clips or self.update is Update.SERIAL
+
+    @property
     def may_defer(self) -> bool:
         """Whether a plan may defer updates."""
         return self.update in {Update.DEFERRED, Update.SPECULATIVE}

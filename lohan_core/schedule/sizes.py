@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from lohan_core.layout import Chunk, round_up
-from lohan_core.plan import BlockPlan, Plan, Tier, Update, Workload
+from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.states import SECTOR_BYTES, StateVector, chunk_record_bytes, saving_elements
 
@@ -85,7 +85,7 @@ def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:
 
     It waits for the global norm to clip by, or for the next step's forward, or because the user asked for ``serial``.
     """
-    return workload.clips or workload.update is Update.SERIAL or decisions.deferred
+    return workload.all_updates_wait or decisions.deferred
 
 
 def sums_apart(profile: Profile, workload: Workload) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from attrs import define
 from numpy.typing import NDArray
 
-from lohan_core.lane_amounts import Phase, update_phase, weight_loads
+from lohan_core.lane_amounts import weight_loads
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
@@ -170,16 +170,12 @@ class Family:
             ssd_bytes=np.array([size + wait[Tier.SSD] for size, wait in zip(ssd_bytes, waiting, strict=True)]),
         )
 
-    @property
-    def _all_wait(self) -> bool:
-        return update_phase(self.workload, deferred=False) is not Phase.BACKWARD
-
     def _deferrals(self, *, balances: bool) -> Sequence[int]:
         """Numbers of blocks that may be deferred: all, where updates would else have to wait until backward is over."""
         blocks = len(self.profile.blocks)
         if not self.workload.may_defer:
             return (0,)
-        if self._all_wait:
+        if self.workload.all_updates_wait:
             return (blocks,)
         steps = min(MOST_DEFERRALS, blocks) if balances else 0
         return [0, *(blocks * step // steps for step in range(1, steps + 1))]
@@ -191,14 +187,14 @@ class Family:
         memory is short.
         """
         blocks = len(self.profile.blocks)
-        if self._all_wait:
+        if self.workload.all_updates_wait:
             return range(blocks, host_states - 1, -1)
         return (blocks, host_states) if deferred and host_states < blocks else (blocks,)
 
     def _waiting_bytes(self, *, host_states: int, deferred: int, host_gradients: int) -> dict[Tier, int]:
         """Bytes of waiting gradients; those of blocks in host memory take no room but that of their weights."""
         before = self._weight_bytes_before
-        first = max(host_states, 0 if self._all_wait else len(before) - 1 - deferred)
+        first = max(host_states, 0 if self.workload.all_updates_wait else len(before) - 1 - deferred)
         last_on_host = max(first, host_gradients)
         return {Tier.HOST: before[last_on_host] - before[first], Tier.SSD: before[-1] - before[last_on_host]}
 

@@ -40,7 +40,6 @@ from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
 from lohan_planner_ilp.decisions import Freedom, GroupVariables, declare_group
 from lohan_planner_ilp.groups import Group
 from lohan_planner_ilp.program import Linear, Program, total
-from lohan_planner_ilp.updates import all_wait
 
 __all__ = ["Formulation"]
 
@@ -203,7 +202,7 @@ class Formulation:
             block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
             for block in self.profile.blocks
         )
-        gradients = weights if all_wait(self.workload) else 0
+        gradients = weights if self.workload.all_updates_wait else 0
         without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - saving
         fixed = {
             Tier.GPU: waiting[Tier.SSD].bytes_on(Tier.GPU) - with_fragments(self.workload.micro_batches * inputs),

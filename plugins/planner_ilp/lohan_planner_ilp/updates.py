@@ -8,24 +8,17 @@ from attrs import frozen
 
 from lohan_core.lane_amounts import (
     Amounts,
-    Phase,
     gpu_state_amounts,
     gradient_amounts,
     state_amounts,
     update_amounts,
-    update_phase,
 )
 from lohan_core.plan import Tier, Workload
 from lohan_core.profile import Profile
 from lohan_planner_ilp.groups import Group, spread_evenly
 from lohan_planner_ilp.program import Linear, Program, total
 
-__all__ = ["GroupUpdates", "Updated", "all_wait", "declare_updates"]
-
-
-def all_wait(workload: Workload) -> bool:
-    """Whether every update waits, deferred or not: for the norm to clip by, or because the user asked for it."""
-    return update_phase(workload, deferred=False) is not Phase.BACKWARD
+__all__ = ["GroupUpdates", "Updated", "declare_updates"]
 
 
 @frozen
@@ -67,7 +60,7 @@ class GroupUpdates:
     def host_gradients(self) -> Linear:
         """Blocks whose gradients wait in host memory while their states are on the drives."""
         waiting = self._on_ssd(deferred=True)
-        if all_wait(self.workload):
+        if self.workload.all_updates_wait:
             waiting += self._on_ssd(deferred=False)
         return waiting - self.ssd_gradients
 
@@ -108,7 +101,7 @@ class GroupUpdates:
             }
         )
         waiting = iter(spread_evenly({Tier.HOST: count(self.host_gradients), Tier.SSD: count(self.ssd_gradients)}))
-        waits = all_wait(self.workload)
+        waits = self.workload.all_updates_wait
         return [
             Updated(states, next(waiting) if states is Tier.SSD and (waits or deferred) else Tier.HOST, deferred)
             for states, deferred in kinds
@@ -128,7 +121,7 @@ def declare_updates(
         states: where their states may live: any tiers, or one of host and ssd.
         balances: whether updates that need not wait may be deferred.
     """
-    everyone, waits = Linear(constant=group.size), all_wait(workload)
+    everyone, waits = Linear(constant=group.size), workload.all_updates_wait
     deferred = everyone if workload.may_defer and waits else Linear()
     if workload.may_defer and not waits and balances and elements:
         deferred = program.variable(group.size, whole=True)
