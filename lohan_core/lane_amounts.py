@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
-from lohan_core.schedule.sizes import keeping_seconds, kept_bytes
+from lohan_core.schedule.sizes import keeping_seconds, kept_bytes, recomputing_seconds
 from lohan_core.states import StateVector, chunk_record_bytes
 
 __all__ = [
@@ -87,8 +87,7 @@ def plan_amounts(plan: Plan, profile: Profile, workload: Workload) -> Amounts:
         held = kept_bytes(block, decisions)
         parts.append(activation_amounts(block, workload, Tier.HOST, held.host))
         parts.append(activation_amounts(block, workload, Tier.SSD, held.ssd))
-        kept = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
-        recomputed += max(0.0, block.recomputed_seconds - kept)
+        recomputed += recomputing_seconds(block, decisions)
         keeping += keeping_seconds(block, decisions)
     parts.append({(Phase.BACKWARD, Resource.GPU): workload.micro_batches * recomputed})
     parts.append({(Phase.FORWARD, Resource.GPU): workload.micro_batches * keeping})

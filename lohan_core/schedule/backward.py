@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lohan_core.plan import Tier
 from lohan_core.profile import Role
-from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, gradients_wait, kept_bytes
+from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, gradients_wait, kept_bytes, recomputing_seconds
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.schedule.update import WHOLE, LeavingGradients, emit_update_on_gpu
@@ -145,7 +145,6 @@ def _emit_block(
     owners: Taken | None = None,
 ) -> None:
     block, loaded = state.block(index), state.loaded[index]
-    kept_seconds = sum(c.seconds for c in block.candidates if c.index in state.decisions(index).keep)
     source = index - 1 if op is Op.TURN else index + 1
     first, last = micro_batch == state.micro_batches[0], micro_batch == state.micro_batches[-1]
     taken = [gradients] if owners is None else [gradients, owners]
@@ -155,7 +154,7 @@ def _emit_block(
         op,
         block=index,
         micro_batch=micro_batch,
-        work=block.backward_seconds + max(0.0, block.recomputed_seconds - kept_seconds),
+        work=block.backward_seconds + recomputing_seconds(block, state.decisions(index)),
         after=(
             *loaded.uploads,
             *uploads,

@@ -17,6 +17,7 @@ __all__ = [
     "gradients_wait",
     "keeping_seconds",
     "kept_bytes",
+    "recomputing_seconds",
     "resident_bytes",
     "saving_bytes",
     "states_bytes",
@@ -70,6 +71,12 @@ def keeping_seconds(block: BlockProfile, decisions: BlockPlan) -> float:
     if block.role is not Role.LAYER:
         return 0.0
     return sum(c.keeping_seconds for c in block.candidates if c.index in decisions.keep)
+
+
+def recomputing_seconds(block: BlockProfile, decisions: BlockPlan) -> float:
+    """Return what one micro-batch's backward computes again: less by what is kept, and no less than nothing."""
+    kept_seconds = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
+    return max(0.0, block.recomputed_seconds - kept_seconds)
 
 
 def chunks_of(block: BlockProfile, chunk_elements: int) -> tuple[Chunk, ...]:
