@@ -25,6 +25,7 @@ from lohan_core.bench.peaks import peak_host_bytes
 from lohan_core.bench.workloads import StepWorkload, make_batch, model_config
 from lohan_core.errors import ConfigError, LohanError
 from lohan_core.registry import Registry, load_registry
+from lohan_core.schedule.sizes import states_bytes
 from lohan_core.units import Bytes, format_bytes
 
 __all__ = ["MemoryBench", "MemoryBenchOptions", "MemoryBenchRow", "measure_one", "render", "run"]
@@ -149,11 +150,7 @@ def measure_one(options: MemoryBenchOptions, registry: Registry) -> MemoryBenchR
             engine.step(make_batch(workload, _BATCH_SIZE, step), lr=_LR)
         return MemoryBenchRow(
             layers=options.layers[0],
-            state_bytes=sum(
-                block.elements * engine.profile.weight_bytes
-                + sum(vector.extent_bytes(block.elements) for vector in engine.profile.states)
-                for block in engine.profile.blocks
-            ),
+            state_bytes=sum(states_bytes(block, engine.profile) for block in engine.profile.blocks),
             opened_peak_bytes=opened_peak_bytes,
             trained_peak_bytes=peak_host_bytes(),
         )

@@ -9,7 +9,8 @@ from attrs import frozen
 from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
-from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
+from lohan_core.schedule.sizes import states_bytes
+from lohan_core.states import SECTOR_BYTES
 from lohan_planner_ilp.groups import Group, spread_evenly
 from lohan_planner_ilp.program import Linear, Program, total
 from lohan_planner_ilp.updates import GroupUpdates, declare_updates
@@ -117,11 +118,10 @@ def declare_group(
 
 def _state_tiers(block: BlockProfile, profile: Profile, gpu_bytes: int, freedom: Freedom) -> frozenset[Tier]:
     """Tiers on which the states of a block may live."""
-    size = block.elements * profile.weight_bytes + chunk_record_bytes(profile.states, block.elements)
     if (
         block.role is Role.LAYER
         and block.elements
-        and size <= gpu_bytes
+        and states_bytes(block, profile) <= gpu_bytes
         and profile.machine.gpu_parameters_per_second is not None
     ):
         return freedom.states

@@ -35,8 +35,8 @@ from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.schedule.build import SPILL_SLOTS, build_memory
-from lohan_core.schedule.sizes import FRAGMENTS_SHARE, KEPT_IN_FLIGHT, saving_bytes, with_fragments
-from lohan_core.states import SECTOR_BYTES, chunk_record_bytes
+from lohan_core.schedule.sizes import FRAGMENTS_SHARE, KEPT_IN_FLIGHT, saving_bytes, states_bytes, with_fragments
+from lohan_core.states import SECTOR_BYTES
 from lohan_planner_ilp.decisions import Freedom, GroupVariables, declare_group
 from lohan_planner_ilp.groups import Group
 from lohan_planner_ilp.program import Linear, Program, total
@@ -139,8 +139,7 @@ class Formulation:
         used[Tier.HOST].append(saving / MIB * buffers.any_in_memory)
         for group, variables in zip(self.groups, self._variables, strict=True):
             block = self.profile.blocks[group.blocks[0]]
-            weights = block.elements * self.profile.weight_bytes
-            states = weights + chunk_record_bytes(self.profile.states, block.elements)
+            weights, states = block.elements * self.profile.weight_bytes, states_bytes(block, self.profile)
             used[Tier.HOST].append(states / MIB * variables.updates.all_host_states)
             used[Tier.GPU].append(states / MIB * variables.updates.all_gpu_states)
             if not workload.host_extents:
@@ -198,10 +197,7 @@ class Formulation:
             round_up(block.input_bytes, SECTOR_BYTES) for block in self.profile.blocks if block.role is not Role.PRELUDE
         )
         weights = sum(block.elements for block in self.profile.blocks) * self.profile.weight_bytes
-        states = sum(
-            block.elements * self.profile.weight_bytes + chunk_record_bytes(self.profile.states, block.elements)
-            for block in self.profile.blocks
-        )
+        states = sum(states_bytes(block, self.profile) for block in self.profile.blocks)
         gradients = weights if self.workload.all_updates_wait else 0
         without_buffers = waiting[Tier.HOST].bytes_on(Tier.HOST) - states - saving
         fixed = {
