@@ -21,6 +21,7 @@ __all__ = [
     "Borrowed",
     "Chunk",
     "ParameterSlot",
+    "cut_into_chunks",
     "lay_out",
     "round_up",
 ]
@@ -75,6 +76,19 @@ class Chunk:
         return self.stop - self.start
 
 
+def cut_into_chunks(elements: int, chunk_elements: int) -> tuple[Chunk, ...]:
+    """Cut a flat vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``; the last may be shorter.
+
+    A schedule numbers chunks, and the engine looks them up by number: both cut here.
+    """
+    if chunk_elements <= 0 or chunk_elements % BLOCK_ALIGNMENT:
+        raise ValueError(f"chunk of {chunk_elements} elements is not a positive multiple of {BLOCK_ALIGNMENT}")
+    return tuple(
+        Chunk(index=i, start=start, stop=min(start + chunk_elements, elements))
+        for i, start in enumerate(range(0, elements, chunk_elements))
+    )
+
+
 @frozen(kw_only=True)
 class BlockLayout:
     """One block: its name, its parameters in order, and the length of its flat vector in elements.
@@ -97,13 +111,7 @@ class BlockLayout:
 
     def chunks(self, chunk_elements: int) -> tuple[Chunk, ...]:
         """Cut the vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``."""
-        if chunk_elements <= 0 or chunk_elements % BLOCK_ALIGNMENT:
-            raise ValueError(f"chunk of {chunk_elements} elements is not a positive multiple of {BLOCK_ALIGNMENT}")
-        starts = range(0, self.elements, chunk_elements)
-        return tuple(
-            Chunk(index=i, start=start, stop=min(start + chunk_elements, self.elements))
-            for i, start in enumerate(starts)
-        )
+        return cut_into_chunks(self.elements, chunk_elements)
 
     def spans(self, chunk: Chunk) -> Iterator[tuple[int, int, bool]]:
         """Yield (start, stop, decays) of the chunk's parts with equal hyperparameters, in elements of the block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from lohan_core.layout import Chunk, round_up
+from lohan_core.layout import round_up
 from lohan_core.plan import BlockPlan, Plan, Tier, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.states import SECTOR_BYTES, StateVector, chunk_record_bytes, saving_elements
@@ -13,7 +13,6 @@ __all__ = [
     "FRAGMENTS_SHARE",
     "KEPT_IN_FLIGHT",
     "KeptBytes",
-    "chunks_of",
     "gradients_wait",
     "keeping_seconds",
     "kept_bytes",
@@ -77,14 +76,6 @@ def recomputing_seconds(block: BlockProfile, decisions: BlockPlan) -> float:
     """Return what one micro-batch's backward computes again: less by what is kept, and no less than nothing."""
     kept_seconds = sum(c.seconds for c in block.candidates if c.index in decisions.keep)
     return max(0.0, block.recomputed_seconds - kept_seconds)
-
-
-def chunks_of(block: BlockProfile, chunk_elements: int) -> tuple[Chunk, ...]:
-    """Cut a block's flat vector into chunks, the last shorter."""
-    starts = range(0, block.elements, chunk_elements)
-    return tuple(
-        Chunk(index=i, start=start, stop=min(start + chunk_elements, block.elements)) for i, start in enumerate(starts)
-    )
 
 
 def gradients_wait(workload: Workload, decisions: BlockPlan) -> bool:

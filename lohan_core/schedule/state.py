@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from lohan_core.layout import Chunk
+from lohan_core.layout import Chunk, cut_into_chunks
 from lohan_core.plan import BlockPlan, Plan, Workload
 from lohan_core.profile import BlockProfile, Profile
 from lohan_core.schedule.builder import Builder
-from lohan_core.schedule.sizes import chunks_of, gradients_wait, sums_apart
+from lohan_core.schedule.sizes import gradients_wait, sums_apart
 from lohan_core.schedule.task import Slot
 
 __all__ = ["Loaded", "StepState"]
@@ -87,7 +87,7 @@ class StepState:
 
     def chunks(self, index: int) -> Sequence[Chunk]:
         """The chunks of one block."""
-        return chunks_of(self.block(index), self.workload.chunk_elements)
+        return cut_into_chunks(self.block(index).elements, self.workload.chunk_elements)
 
     def updates_on_speculation(self, index: int) -> bool:
         """Whether a block is updated as soon as its gradients have arrived, though they must wait there, too."""

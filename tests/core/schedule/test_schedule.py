@@ -12,10 +12,11 @@ from happens_before import HappensBefore, tenures, writes
 from hypothesis import given
 from schedule_problems import Problem, problems
 
+from lohan_core.layout import cut_into_chunks
 from lohan_core.plan import Tier
 from lohan_core.profile import Role
 from lohan_core.schedule.build import build_evaluation, build_schedule, build_updates
-from lohan_core.schedule.sizes import chunks_of, gradients_wait, kept_bytes
+from lohan_core.schedule.sizes import gradients_wait, kept_bytes
 from lohan_core.schedule.task import Op
 
 BUILDERS = {
@@ -166,7 +167,7 @@ def chunks_by_key(problem):
         (index, chunk.index): chunk.elements
         for index, block in enumerate(problem.profile.blocks)
         if problem.plan.blocks[index].states is not Tier.GPU
-        for chunk in chunks_of(block, problem.workload.chunk_elements)
+        for chunk in cut_into_chunks(block.elements, problem.workload.chunk_elements)
     }
 
 
