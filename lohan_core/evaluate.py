@@ -127,7 +127,7 @@ def evaluate(
     check_plan(plan, profile, workload)
     seconds, busy = _predict(plan, profile, workload, budget, model)
     memory = build_memory(plan, profile, workload)
-    available = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
+    available = budget.by_tier
     peak = {tier: memory.bytes_on(tier) for tier in Tier}
     return Evaluation(
         seconds=seconds,

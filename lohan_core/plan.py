@@ -62,6 +62,11 @@ class Budget:
     host_bytes: int = field(validator=ge(0))
     ssd_bytes: int = field(validator=ge(0))
 
+    @property
+    def by_tier(self) -> dict[Tier, int]:
+        """The same, by tier."""
+        return {Tier.GPU: self.gpu_bytes, Tier.HOST: self.host_bytes, Tier.SSD: self.ssd_bytes}
+
 
 def plannable_gpu_bytes(gpu_bytes: int) -> int:
     """Return what of a GPU's memory a plan may use.

@@ -20,11 +20,10 @@ def group_by_memory(needs: Mapping[str, Mapping[Tier, int]], budget: Budget) -> 
         needs: by planner, the bytes that its plan takes on each tier.
         budget: what there is.
     """
-    room = {Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes}
     groups: list[list[str]] = []
     for planner in needs:
         for group in groups:
-            if _fit([needs[name] for name in (*group, planner)], room):
+            if _fit([needs[name] for name in (*group, planner)], budget.by_tier):
                 group.append(planner)
                 break
         else:

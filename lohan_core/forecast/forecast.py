@@ -141,7 +141,7 @@ def forecast_plan(
         bounds=max(Part, key=lambda part: occupied[part]),
         speedups=_speedups(plan, profile, workload),
         peak_bytes=memory.peak_bytes,
-        budget_bytes={Tier.GPU: budget.gpu_bytes, Tier.HOST: budget.host_bytes, Tier.SSD: budget.ssd_bytes},
+        budget_bytes=budget.by_tier,
         ssd_read_bytes=work[Lane.SSD_READ],
         ssd_written_bytes=written,
         drive_life_steps=endurance_bytes / worn if endurance_bytes and worn else None,

@@ -150,15 +150,10 @@ class Formulation:
                 for tier, count in tiers.items():
                     share = WITH_FRAGMENTS if tier is Tier.GPU else 1.0
                     used[tier].append(share * workload.micro_batches * variables.bytes[index] / MIB * count)
-        available = {
-            Tier.GPU: self.budget.gpu_bytes,
-            Tier.HOST: self.budget.host_bytes,
-            Tier.SSD: self.budget.ssd_bytes,
-        }
         missing = [program.variable() for _ in Tier] if self.elastic else [Linear() for _ in Tier]
         for tier, lacks in zip(Tier, missing, strict=True):
             # [Constraint] Each tier holds what waits on it, its buffers, and what every plan takes.
-            program.at_most(total(used[tier]) - lacks, available[tier] / MIB)
+            program.at_most(total(used[tier]) - lacks, self.budget.by_tier[tier] / MIB)
         return missing
 
     def _held(self, group: Group, variables: GroupVariables, tiers: set[Tier]) -> Linear:
