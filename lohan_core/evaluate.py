@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from attrs import frozen
 
+from lohan_core.budget import MOST_FOR_LIBRARIES
 from lohan_core.collector import collector_paused
 from lohan_core.equations import paper_busy_seconds, paper_step_seconds
 from lohan_core.errors import PlanError
@@ -23,7 +24,7 @@ __all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "re
 
 _REMEDIES = {
     Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
-    "a sixteenth is left to the allocator",
+    f"up to {format_bytes(MOST_FOR_LIBRARIES)} are left to libraries",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }

@@ -18,12 +18,8 @@ __all__ = [
     "Tier",
     "Update",
     "Workload",
-    "plannable_gpu_bytes",
-    "plannable_host_bytes",
 ]
 
-ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR = 16, 3 * 2**27
-SYSTEM_SHARE, MOST_FOR_SYSTEM = 16, 8 * 2**30
 VERSIONS_TO_SPECULATE = 3
 """Of states on the drives: what is durable, what the next step begins from, and what may be taken back."""
 
@@ -66,25 +62,6 @@ class Budget:
     def by_tier(self) -> dict[Tier, int]:
         """The same, by tier."""
         return {Tier.GPU: self.gpu_bytes, Tier.HOST: self.host_bytes, Tier.SSD: self.ssd_bytes}
-
-
-def plannable_gpu_bytes(gpu_bytes: int) -> int:
-    """Return what of a GPU's memory a plan may use.
-
-    A sixteenth, at most 384 MiB, is left to what no plan counts: the workspaces of libraries, kernels that are loaded
-    when they are first used, and what the allocator rounds up. (Its fragments are counted:
-    :func:`lohan_core.schedule.sizes.with_fragments`.)
-    """
-    return gpu_bytes - min(gpu_bytes // ALLOCATOR_SHARE, MOST_FOR_ALLOCATOR)
-
-
-def plannable_host_bytes(host_bytes: int) -> int:
-    """Return what of the host memory that is free a plan may use, where the user has set no limit.
-
-    A sixteenth, at most 8 GiB, is left to what no plan counts: Python and torch, a tensor on its way from or to a
-    checkpoint, the kernel's own needs. (With 120 of 125 GiB pinned a step once stood still for 0.3 s.)
-    """
-    return host_bytes - min(host_bytes // SYSTEM_SHARE, MOST_FOR_SYSTEM)
 
 
 @frozen(kw_only=True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lohan_core.budget import make_budget
-from lohan_core.plan import Tier, plannable_gpu_bytes
+from lohan_core.budget import make_budget, plannable_gpu_bytes
+from lohan_core.plan import Tier
 
 GIB = 2**30
 LIMITS = st.none() | st.integers(0, 100 * GIB)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lohan_core.plan import plannable_gpu_bytes
+from lohan_core.budget import plannable_gpu_bytes
 
 
 def least_gpu_bytes(plan_bytes: int) -> int:

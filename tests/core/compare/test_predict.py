@@ -6,11 +6,12 @@ from attrs import evolve
 from by_tiers import least_gpu_bytes
 from comparisons import BUDGET, PROFILE, WORKLOAD, plan_of
 
+from lohan_core.budget import plannable_host_bytes
 from lohan_core.compare.predict import NamedPlanner, predict_all
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
-from lohan_core.plan import Tier, Update, plannable_host_bytes
+from lohan_core.plan import Tier, Update
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory, build_schedule
 from lohan_core.schedule.simulate import simulate

@@ -19,6 +19,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from lohan_core.budget import plannable_gpu_bytes
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
 from lohan_core.forecast import Case, forecast_plan, largest_that_fits, recommend_batch
@@ -28,7 +29,7 @@ from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
 from lohan_core.forecast.report import LargestModel, PlanReport
 from lohan_core.layout import BLOCK_ALIGNMENT
-from lohan_core.plan import Tier, Update, plannable_gpu_bytes
+from lohan_core.plan import Tier, Update
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory
