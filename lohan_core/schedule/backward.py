@@ -56,7 +56,7 @@ def emit_backward(state: StepState) -> None:
     leaving.finish()
     _finish_block(state, 0, gradients[0]).finish()
     # After what was written, too: where the norm is not finite, the states of the step before are whole.
-    state.builder.add(Op.NORM, after=(*state.last_backward.values(), *state.written.values()))
+    state.norm = (state.builder.add(Op.NORM, after=(*state.last_backward.values(), *state.written.values())),)
 
 
 def _has_room(state: StepState, index: int) -> bool:

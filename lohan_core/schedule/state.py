@@ -56,6 +56,8 @@ class StepState:
     """Blocks with a deferred update of the step before that is still to be emitted."""
     written: dict[tuple[int, int], int] = field(factory=dict)
     """(block, chunk) to the task that wrote its fresh states to the drives."""
+    norm: tuple[int, ...] = ()
+    """The task that works out the global norm; none before backward is emitted."""
 
     @property
     def micro_batches(self) -> range:

@@ -83,49 +83,44 @@ def _gradients_out(state: StepState, index: int, gradients: Slot) -> Iterator[in
     chunks, decisions = state.chunks(index), state.decisions(index)
     waits = gradients_wait(state.workload, decisions)
     in_place = decisions.states is Tier.HOST  # where the weights are: nobody reads those before they are updated
-    speculates = state.updates_on_speculation(index)
+    updates = not waits or state.updates_on_speculation(index)
     for chunk in chunks:
         gives = (gradients,) if chunk is chunks[-1] else ()
         if in_place or (waits and decisions.gradients is Tier.HOST):
             download = _emit_download(state, index, chunk, touches=(gradients,), gives=gives)
             state.waiting[index, chunk.index] = (download,)
-            if not waits or speculates:
+            if updates:
                 emit_write(state, _begin_update(state, index, chunk, after=(download,), gradient=None))
             yield download
             continue
         ring = state.builder.rings["gradient_chunks"]
         slot, free = ring.acquire()
         download = _emit_download(state, index, chunk, free=free, touches=(gradients, slot), takes=(slot,), gives=gives)
+        last = download
         if waits:
-            spill = state.builder.add(
+            last = state.builder.add(
                 Op.SPILL_GRADIENT,
                 block=index,
                 chunk=chunk.index,
                 work=chunk.elements * state.profile.weight_bytes,
                 after=(download,),
                 touches=(slot,),
-                gives=() if speculates else (slot,),
+                gives=() if updates else (slot,),
             )
-            state.waiting[index, chunk.index] = (spill,)
-            if speculates:
-                updated = _begin_update(state, index, chunk, after=(spill,), gradient=slot)
-                emit_write(state, updated)
-                ring.release(slot, [updated.task])
-            else:
-                ring.release(slot, [spill])
-        else:
-            updated = _begin_update(state, index, chunk, after=(download,), gradient=slot)
+            state.waiting[index, chunk.index] = (last,)
+        if updates:
+            updated = _begin_update(state, index, chunk, after=(last,), gradient=slot)
             emit_write(state, updated)
-            ring.release(slot, [updated.task])
+            last = updated.task
+        ring.release(slot, [last])
         yield download
 
 
 def emit_waiting_updates(state: StepState) -> None:
     """Emit the updates that run after backward, in backward's order: the norm is known, or the user asked so."""
-    norm = len(state.builder.tasks) - 1
     for index in (state.postlude, *reversed(state.layers), 0):
         if state.updates_after_backward(index):
-            _emit_waiting_update(state, index, after=(norm,))
+            _emit_waiting_update(state, index, after=state.norm)
 
 
 def emit_deferred_updates(state: StepState, blocks: Iterable[int]) -> None:
