@@ -15,7 +15,7 @@ from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.states import WEIGHTS, States
 from lohan_core.engine.step import StepData
 from lohan_core.layout import BlockLayout, ParameterSlot
-from lohan_core.schedule.task import Slot, Task
+from lohan_core.schedule.task import GRADIENT_POOLS, WEIGHT_POOLS, Slot, Task
 
 __all__ = ["Gradients", "norm_of"]
 
@@ -68,7 +68,7 @@ class Gradients:
         gradients = self._made(task)[0][:elements]
         place = self._at_home.get(task.block)
         if place is None and self._sums_apart:
-            weights = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+            weights = next(slot for slot in task.touches if slot.pool in WEIGHT_POOLS)
             place = self._flat(weights, self._dtype)[:elements]
         if place is not None:
             gradients = place.copy_(gradients)
@@ -80,7 +80,7 @@ class Gradients:
 
     def _made(self, task: Task) -> list[Tensor]:
         """The vectors in which the task makes gradients: the block's own, then the owner's of what it borrows."""
-        return [self._flat(slot, self._made_in) for slot in task.touches if slot.pool.endswith("gradients")]
+        return [self._flat(slot, self._made_in) for slot in task.touches if slot.pool in GRADIENT_POOLS]
 
     def _flat(self, slot: Slot, dtype: torch.dtype) -> Tensor:
         return self._buffers.slot(slot.pool, slot.index).view(dtype)

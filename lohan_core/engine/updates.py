@@ -21,7 +21,7 @@ from lohan_core.layout import BlockLayout, Chunk
 from lohan_core.memory import allocate_host
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.schedule.sizes import gradients_wait
-from lohan_core.schedule.task import Op, Slot, Task
+from lohan_core.schedule.task import GRADIENT_POOLS, WEIGHT_POOLS, Op, Slot, Task
 from lohan_core.states import StateVector
 
 __all__ = ["NonFiniteGradientError", "Updates", "clip_factor", "extent_for_gradients"]
@@ -105,7 +105,7 @@ class Updates:
     def download(self, task: Task) -> None:
         """d2h: a chunk of G16 into its host slot, or to where it waits."""
         chunk = self._chunk(task)
-        slot = next(slot for slot in task.touches if slot.pool.endswith(("gradients", "weights")))
+        slot = next(slot for slot in task.touches if slot.pool in GRADIENT_POOLS | WEIGHT_POOLS)
         source = self._gradients.chunk(slot, chunk.start, chunk.stop)
         self._host_gradient(task, chunk).copy_(source, non_blocking=True)
 

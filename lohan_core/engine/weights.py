@@ -11,7 +11,7 @@ from lohan_core.engine.buffers import Buffers
 from lohan_core.engine.lanes import Action
 from lohan_core.engine.states import WEIGHTS, States
 from lohan_core.layout import BlockLayout, Chunk
-from lohan_core.schedule.task import Op, Slot, Task
+from lohan_core.schedule.task import WEIGHT_POOLS, Op, Slot, Task
 
 __all__ = ["Weights"]
 
@@ -38,7 +38,7 @@ class Weights:
 
     def upload(self, task: Task) -> None:
         """h2d: a chunk, staged or just updated, or a resident block whole, into the device slot."""
-        device_slot = next(slot for slot in task.touches if slot.pool.endswith("weights"))
+        device_slot = next(slot for slot in task.touches if slot.pool in WEIGHT_POOLS)
         target = self._flat(device_slot)[self._offset(task.block, task.source) :]
         if task.chunk < 0:
             source = self._states.resident[task.source].values[WEIGHTS]
@@ -52,7 +52,7 @@ class Weights:
 
         They are in the slot that the task touches, or, where the block's states live on the GPU, among those.
         """
-        slot = next((slot for slot in task.touches if slot.pool.endswith("weights")), None)
+        slot = next((slot for slot in task.touches if slot.pool in WEIGHT_POOLS), None)
         key = task.block, slot
         if key not in self._views:
             block = self._blocks[task.block]
@@ -70,7 +70,7 @@ class Weights:
         resident = self._states.resident.get(task.source)
         if resident is not None:
             return resident.values[WEIGHTS][chunk.start : chunk.stop]
-        (slot,) = (slot for slot in task.touches if not slot.pool.endswith("weights"))
+        (slot,) = (slot for slot in task.touches if slot.pool not in WEIGHT_POOLS)
         buffer = self._buffers.slot(slot.pool, slot.index)
         if slot.pool == "records":
             return self._states.form.open_record(buffer, chunk.elements).values[WEIGHTS]

@@ -9,7 +9,19 @@ from attrs import field, frozen
 
 from lohan_core.plan import Tier
 
-__all__ = ["DRIVE_LANES", "GIVES_MEMORY", "TRANSFERS_IN_FLIGHT", "Lane", "Op", "Pool", "Schedule", "Slot", "Task"]
+__all__ = [
+    "DRIVE_LANES",
+    "GIVES_MEMORY",
+    "GRADIENT_POOLS",
+    "TRANSFERS_IN_FLIGHT",
+    "WEIGHT_POOLS",
+    "Lane",
+    "Op",
+    "Pool",
+    "Schedule",
+    "Slot",
+    "Task",
+]
 
 
 class Lane(StrEnum):
@@ -98,6 +110,13 @@ GIVES_MEMORY = frozenset({(Op.OFFLOAD, Op.FORWARD), (Op.BACKWARD, Op.UPLOAD)})
 """Pairs of which the second comes after the first for its memory alone: GPU memory that no pool holds, such as outputs
 on their way out. Of that the plan has counted ``sizes.KEPT_IN_FLIGHT`` sets; whoever allocates when a task is issued
 must wait for the first to be finished before that."""
+
+
+WEIGHT_POOLS = frozenset({"weights", "edge_weights"})
+"""Pools on the GPU in which blocks' weights are: of layers, and of prelude and postlude."""
+
+GRADIENT_POOLS = frozenset({"gradients", "edge_gradients", "owner_gradients"})
+"""Pools on the GPU in which gradients are made: likewise, and of a block from which another borrows."""
 
 
 @frozen(order=True)

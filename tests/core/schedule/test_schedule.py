@@ -17,7 +17,7 @@ from lohan_core.plan import Tier
 from lohan_core.profile import Role
 from lohan_core.schedule.build import build_evaluation, build_schedule, build_updates
 from lohan_core.schedule.sizes import gradients_wait, kept_bytes
-from lohan_core.schedule.task import Op
+from lohan_core.schedule.task import GRADIENT_POOLS, WEIGHT_POOLS, Op
 
 BUILDERS = {
     "step": build_schedule,
@@ -368,6 +368,7 @@ def test_evaluation_only_moves_weights_and_computes(problem):
 @given(problem=problems())
 def test_training_pools_serve_every_schedule(problem):
     training = build(problem).pools
+    assert {pool.name for pool in training.values() if pool.tier is Tier.GPU} == WEIGHT_POOLS | GRADIENT_POOLS
     assert all(build(problem, kind).pools == training for kind in BUILDERS)
     more = evolve(problem.workload, micro_batches=problem.workload.micro_batches + 1)
     for name, pool in build(evolve(problem, workload=more), "evaluation").pools.items():
