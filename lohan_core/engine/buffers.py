@@ -44,6 +44,3 @@ class Buffers:
     def slot(self, pool: str, index: int) -> Tensor:
         """One buffer, uint8."""
         return self._slots[pool][index]
-
-    def __contains__(self, pool: str) -> bool:
-        return pool in self._slots

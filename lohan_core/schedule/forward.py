@@ -81,10 +81,10 @@ def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[i
     )
     state.made[index, micro_batch] = made
     if keeps:
-        emit_offload(state, index, micro_batch, made, offloads)
+        _emit_offload(state, index, micro_batch, made, offloads)
 
 
-def emit_offload(state: StepState, index: int, micro_batch: int, made: int, offloads: list[int]) -> None:
+def _emit_offload(state: StepState, index: int, micro_batch: int, made: int, offloads: list[int]) -> None:
     """Emit the way out of what a block keeps of one micro-batch: to host memory, and on to the drives."""
     held = kept_bytes(state.block(index), state.decisions(index))
     if not held.moved:
