@@ -55,7 +55,7 @@ class Shortfall:
         missing = self.needed_bytes - self.available_bytes
         return (
             f"the plan needs {format_bytes(self.needed_bytes)} on {self.tier}, {format_bytes(missing)} more than the "
-            f"{format_bytes(self.available_bytes)} there are; {self.remedy}"
+            f"{format_bytes(self.available_bytes)} available; {self.remedy}"
         )
 
 

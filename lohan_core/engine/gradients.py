@@ -88,10 +88,12 @@ class Gradients:
 
 def norm_of(gradients: Tensor) -> Tensor:
     """Return the norm of a flat vector. A GPU adds up in a tree, the CPU one by one, for which fp32 is too coarse."""
-    if gradients.device.type != "cpu":
-        return torch.linalg.vector_norm(gradients, dtype=torch.float32)
-    pieces = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in gradients.split(NORM_ELEMENTS)]
-    return torch.linalg.vector_norm(torch.stack(pieces))
+    pieces, dtype = [gradients], torch.float32
+    if gradients.device.type == "cpu":
+        pieces, dtype = list(gradients.split(NORM_ELEMENTS)), torch.float64
+    norms = [torch.linalg.vector_norm(piece, dtype=dtype) for piece in pieces]
+    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def _places(block: BlockLayout) -> dict[str, tuple[int, ParameterSlot]]:

@@ -151,7 +151,7 @@ def test_what_is_lacking_is_said_of_the_budget_that_the_user_set():
     budget = evolve(PLENTY, host_bytes=enough)  # which Insisting alone would fit, and states' buffers not
     states = Fixed(states=Tier.HOST, inputs=Tier.SSD).plan(problem.profile, PLENTY, problem.workload)
     mixed = MixedPlanner(Insisting(), Stubborn(states))
-    message = rf"^planner 'mixed': the plan needs .* on host, .* more than the {format_bytes(enough)} there are; "
+    message = rf"^planner 'mixed': the plan needs .* on host, .* more than the {format_bytes(enough)} available; "
     with pytest.raises(PlanError, match=message):
         mixed.plan(problem.profile, budget, problem.workload)
 
