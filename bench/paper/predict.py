@@ -29,7 +29,7 @@ from lohan_core.errors import PlanError
 from lohan_core.forecast import Case, largest_that_fits
 from lohan_core.forecast.family import Shape
 from lohan_core.hardware import Hardware, find_hardware, with_overrides
-from lohan_core.plan import Update
+from lohan_core.plan import Update, Workload
 from lohan_core.registry import Registry, load_registry
 from lohan_core.units import Bytes
 
@@ -165,10 +165,9 @@ def fits(registry: Registry, machine: Hardware, shape: Shape) -> bool:
     setting = setting_of(registry, machine, shape, 1)
     case = Case(
         planner=setting.planner("greedy"),
-        update=Update.OPTIMIZED,
-        clips=False,
-        chunk_elements=CHUNK_ELEMENTS,
-        versions=1,
+        workload=Workload(
+            micro_batches=1, update=Update.OPTIMIZED, clips=False, chunk_elements=CHUNK_ELEMENTS, versions=1
+        ),
     )
     try:
         case.plan(setting.profile(1, ADAM, passes_bytes=None), 1)

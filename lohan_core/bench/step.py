@@ -149,7 +149,7 @@ class _Bench:
     def _race(self, config: Config) -> StepBenchRow:
         from lohan_core.engine.assemble import open_engine
         from lohan_core.engine.measure import free_device_bytes
-        from lohan_core.engine.parts import optimizer_settings
+        from lohan_core.planning_inputs import optimizer_settings
 
         batch_size = config.run.batch_size
         lr = optimizer_settings(config).lr

@@ -57,13 +57,12 @@ def predict_all(
 ) -> Comparison:
     """Let every planner plan and predict its step; one that has no plan that fits says why."""
     case = Case.of(config, planners[0].planner, profile.states, profile.weight_bytes)
-    workload = case.workload(config.run.batch_size // config.run.micro_batch_size)
     budget = case.budget(profile.machine)
     contenders = []
     for number, named in enumerate(planners):
         report("planning", number, len(planners))
         try:
-            plan, fitting = plan_step(named.planner, profile, budget, workload)
+            plan, fitting = plan_step(named.planner, profile, budget, case.workload)
         except PlanError as error:
             reason = str(error).removeprefix(f"planner {named.name!r}: ")
             contenders.append(Contender(planner=named.name, reason=reason))
@@ -71,7 +70,7 @@ def predict_all(
             prediction = predict(plan, profile, fitting, budget)
             contenders.append(Contender(planner=named.name, prediction=prediction))
     report("planning", len(planners), len(planners))
-    return Comparison(profile=profile, workload=workload, budget=budget, contenders=tuple(contenders))
+    return Comparison(profile=profile, workload=case.workload, budget=budget, contenders=tuple(contenders))
 
 
 def predict(plan: Plan, profile: Profile, workload: Workload, budget: Budget) -> Prediction:

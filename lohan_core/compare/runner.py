@@ -16,10 +16,10 @@ from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.engine import Engine, open_engine
 from lohan_core.engine.assemble import resolve_device
-from lohan_core.engine.parts import Report, optimizer_settings
+from lohan_core.engine.parts import Report
 from lohan_core.errors import PlanError
 from lohan_core.registry import Registry
-from lohan_core.train.learning_rate import learning_rate
+from lohan_core.train.learning_rate import learning_rate_of
 
 __all__ = ["Outcomes", "carry_out"]
 
@@ -108,7 +108,7 @@ class _Runner:
         before = _allocated_bytes(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        result = self.engine.step(batch, lr=_learning_rate(self.config, number + 1))
+        result = self.engine.step(batch, lr=learning_rate_of(self.config, number + 1))
         peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
         self.losses.append(result.loss)
         self.steps.append(
@@ -124,18 +124,6 @@ class _Runner:
     def measurement(self) -> Measurement:
         """Keep the losses of all steps, and the rest of those that count."""
         return Measurement(losses=tuple(self.losses), steps=tuple(self.steps[UNCOUNTED_STEPS:]))
-
-
-def _learning_rate(config: Config, step: int) -> float:
-    """Return the run's own; a comparison may take more steps than the run."""
-    settings = optimizer_settings(config)
-    return learning_rate(
-        min(step, config.run.steps),
-        steps=config.run.steps,
-        peak=settings.lr,
-        warmup_steps=settings.warmup_steps,
-        schedule=settings.schedule,
-    )
 
 
 def _allocated_bytes(device: torch.device) -> int:

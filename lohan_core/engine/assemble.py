@@ -20,15 +20,7 @@ from lohan_core.engine.durable import Durable
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
-from lohan_core.engine.parts import (
-    Parts,
-    Report,
-    make_store,
-    open_parts,
-    optimizer_settings,
-    store_identity,
-    take_up_store,
-)
+from lohan_core.engine.parts import Parts, Report, make_store, open_parts, store_identity, take_up_store
 from lohan_core.engine.pending import Pending
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
@@ -37,9 +29,9 @@ from lohan_core.model.cut import CutModel
 from lohan_core.model.isolation import isolates_documents
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.planning import plan_step
+from lohan_core.planning_inputs import limits_of, optimizer_settings, workload_of
 from lohan_core.profile import Profile, Subject
 from lohan_core.registry import Registry, load_registry
-from lohan_core.store import Store
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
@@ -96,7 +88,12 @@ def open_engine(
         )
         profiler = registry.open_backend(Kind.PROFILER, config.profiler.name, config.profiler.settings)
         profile = profiler.profile(subject)
-        workload = workload or _workload(config, sample, parts.chunk_elements, store)
+        workload = workload or workload_of(
+            config,
+            parts.form.vectors,
+            micro_batches=len(sample.micro_batches),
+            versions=None if store is None else store.versions,
+        )
         budget = _budget(config, profile, parts.storage)
         if plan is None:
             planner = registry.open_backend(Kind.PLANNER, config.planner.name, config.planner.settings)
@@ -166,25 +163,15 @@ def _holds_several_documents(batch: Mapping[str, Tensor]) -> bool:
     return "position_ids" in batch and bool((batch["position_ids"][:, 1:] == 0).any())
 
 
-def _workload(config: Config, sample: Batch, chunk_elements: int, store: Store | None) -> Workload:
-    return Workload(
-        micro_batches=len(sample.micro_batches),
-        update=config.run.update,
-        clips=bool(optimizer_settings(config).max_grad_norm),
-        chunk_elements=chunk_elements,
-        versions=config.run.most_versions if store is None else store.versions,
-    )
-
-
 def _budget(config: Config, profile: Profile, storage: Storage) -> Budget:
     """What the user allows, or what is free; the run's own extents count as free."""
-    memory, device = config.memory, resolve_device(config.run.device)
+    device = resolve_device(config.run.device)
     return make_budget(
         {
             Tier.GPU: min(profile.machine.gpu_bytes, free_device_bytes(device)),
             Tier.HOST: psutil.virtual_memory().available,
             Tier.SSD: storage.capacity().free_bytes + sum(storage.extents().values()),
         },
-        {Tier.GPU: memory.gpu, Tier.HOST: memory.host, Tier.SSD: memory.ssd},
+        limits_of(config),
         one_memory=device.type == "cpu",
     )

@@ -19,28 +19,24 @@ from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_tol
 from lohan_core.engine.fill import fill_store
 from lohan_core.engine.model import build_model
 from lohan_core.engine.states import StateFormat
-from lohan_core.errors import ConfigError
-from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
+from lohan_core.interfaces.optimizer import Optimizer
 from lohan_core.interfaces.storage import Storage
-from lohan_core.layout import round_up
 from lohan_core.model.attention import AttentionChoice
 from lohan_core.model.cut import CutModel
 from lohan_core.model.loss import require_same_loss
 from lohan_core.plan import Plan, Tier, Workload
+from lohan_core.planning_inputs import chunk_elements
 from lohan_core.registry import Registry
-from lohan_core.states import chunk_alignment
 from lohan_core.store import Store, StoreDirectory
 from lohan_core.weights import Checkpoint, RandomWeights, WeightSource
 
 __all__ = [
     "Parts",
     "Report",
-    "chunk_elements",
     "free_scratch",
     "make_store",
     "open_parts",
     "open_storage",
-    "optimizer_settings",
     "store_identity",
     "store_path",
     "take_up_store",
@@ -116,13 +112,8 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
         storage=storage,
         optimizer=optimizer,
         form=form,
-        chunk_elements=chunk_elements(config, form),
+        chunk_elements=chunk_elements(config, form.vectors),
     )
-
-
-def chunk_elements(config: Config, form: StateFormat) -> int:
-    """Return how many parameters the config's chunk is, rounded up to what states allow."""
-    return round_up(config.memory.chunk // 4, chunk_alignment(form.vectors))
 
 
 def take_up_store(parts: Parts, identity: Mapping[str, str], report: Report) -> Store:
@@ -197,21 +188,6 @@ def _lasting(config: Any) -> Any:
         return config
     passing = {"_name_or_path", "transformers_version"}
     return {key: _lasting(value) for key, value in config.items() if key not in passing}
-
-
-def optimizer_settings(config: Config) -> OptimizerConfig:
-    """Return the optimizer's settings, of which the core reads those that all optimizers have.
-
-    Raises:
-        ConfigError: the backend's config class is not one of an optimizer.
-    """
-    settings = config.optimizer.settings
-    if not isinstance(settings, OptimizerConfig):
-        raise ConfigError(
-            f"optimizer.backend: {config.optimizer.name}: its config class {type(settings).__name__} does not derive "
-            "from OptimizerConfig; tell its author"
-        )
-    return settings
 
 
 def _open_model(config: Config, device: torch.device) -> tuple[CutModel, WeightSource, AttentionChoice]:

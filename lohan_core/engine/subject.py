@@ -16,9 +16,10 @@ from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.model import build_model
-from lohan_core.engine.parts import Report, chunk_elements, open_storage, store_path
+from lohan_core.engine.parts import Report, open_storage, store_path
 from lohan_core.engine.states import StateFormat
 from lohan_core.model.loss import require_same_loss
+from lohan_core.planning_inputs import chunk_elements
 from lohan_core.profile import Subject
 from lohan_core.registry import Registry
 from lohan_core.store import StoreDirectory
@@ -62,7 +63,7 @@ def _open_subject(config: Config, registry: Registry, device: torch.device, repo
                 storage=storage,
                 optimizer=optimizer,
                 batch=batch,
-                chunk_elements=chunk_elements(config, StateFormat(optimizer, model.dtype)),
+                chunk_elements=chunk_elements(config, StateFormat(optimizer, model.dtype).vectors),
                 report=report,
             )
 

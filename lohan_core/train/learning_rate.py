@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import math
 
+from lohan_core.config import Config
 from lohan_core.interfaces.optimizer import LearningRateSchedule
+from lohan_core.planning_inputs import optimizer_settings
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "learning_rate_of"]
+
+
+def learning_rate_of(config: Config, step: int) -> float:
+    """Return the learning rate of a run's ``step``, counted from 1; past the run's end, that of its last.
+
+    Raises:
+        ConfigError: the optimizer's settings are not those of an optimizer.
+    """
+    settings = optimizer_settings(config)
+    return learning_rate(
+        min(step, config.run.steps),
+        steps=config.run.steps,
+        peak=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        schedule=settings.schedule,
+    )
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup_steps: int, schedule: LearningRateSchedule) -> float:

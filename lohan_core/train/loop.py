@@ -22,7 +22,6 @@ from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import open_parts, store_path
 from lohan_core.errors import ConfigError, StoreError
-from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.registry import Registry
 from lohan_core.report.run_file import StepRecorder
@@ -30,7 +29,7 @@ from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.simulate import simulate
 from lohan_core.store.directory import MANIFEST, StoreDirectory
 from lohan_core.store.durable import make_directory_durably, replace_durably
-from lohan_core.train.learning_rate import learning_rate
+from lohan_core.train.learning_rate import learning_rate_of
 from lohan_core.train.metrics import METRICS, Metrics, read_metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress
 from lohan_core.train.replan import STEADY, replan, unlike_prediction
@@ -124,10 +123,7 @@ class _Run:
         evaluation: Dataset | None,
         progress: RunProgress,
     ) -> None:
-        settings = config.optimizer.settings
-        assert isinstance(settings, OptimizerConfig)  # noqa: S101 - open_engine has checked it
         self._config = config
-        self._settings = settings
         self._engine = engine
         self._planner = planner
         self._batches = batches
@@ -174,14 +170,7 @@ class _Run:
         run, engine = self._config.run, self._engine
         began = time.perf_counter()
         batch = self._batches[engine.finished_step]
-        lr = learning_rate(
-            engine.finished_step + 1,
-            steps=run.steps,
-            peak=self._settings.lr,
-            warmup_steps=self._settings.warmup_steps,
-            schedule=self._settings.schedule,
-        )
-        result = engine.step(batch, lr=lr)
+        result = engine.step(batch, lr=learning_rate_of(self._config, engine.finished_step + 1))
         progress = {"metrics": _entry(result, batch.tokens, time.perf_counter() - began)}
         if result.step == run.steps:
             engine.save(progress)

@@ -29,7 +29,7 @@ from lohan_core.forecast.forecast import Part
 from lohan_core.forecast.render import render
 from lohan_core.forecast.report import LargestModel, PlanReport
 from lohan_core.layout import BLOCK_ALIGNMENT
-from lohan_core.plan import Tier, Update
+from lohan_core.plan import Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Machine, Profile, Role
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.schedule.build import build_memory
@@ -81,11 +81,11 @@ def profile_of(micro_batch_size=1, *, gpu_seconds=0.01, row_bytes=GIB // 16, **r
     )
 
 
-def case_with(states=Tier.SSD, **settings):
-    planner = KEEP_NOTHING.open(KEEP_NOTHING.config(states=states))
+def case_with(states=Tier.SSD, *, gpu=None, host=None, ssd=None):
     return Case(
-        planner=planner,
-        **{"update": Update.OPTIMIZED, "clips": False, "chunk_elements": P, "versions": 1, **settings},
+        planner=KEEP_NOTHING.open(KEEP_NOTHING.config(states=states)),
+        workload=Workload(micro_batches=1, update=Update.OPTIMIZED, clips=False, chunk_elements=P, versions=1),
+        limits={Tier.GPU: gpu, Tier.HOST: host, Tier.SSD: ssd},
     )
 
 
@@ -143,7 +143,7 @@ def test_a_step_that_the_drives_bound_and_their_life():
 
 
 def test_nothing_written_wears_nothing():
-    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15, ssd_limit_bytes=0)
+    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15, ssd=0)
     assert (forecast.ssd_written_bytes, forecast.saved_bytes) == (0, 0)
     assert forecast.drive_life_steps is None
     assert forecast_of(profile_of()).drive_life_steps is None, "endurance is not known"
@@ -166,7 +166,7 @@ def test_twice_the_gpu_comes_without_more_memory_bandwidth():
 
 
 def test_limits_of_the_user_bound_the_budget():
-    case = case_with(gpu_limit_bytes=GIB // 2, host_limit_bytes=4 * GIB)
+    case = case_with(gpu=GIB // 2, host=4 * GIB)
     budget = case.budget(MACHINE)
     assert (budget.gpu_bytes, budget.host_bytes, budget.ssd_bytes) == (plannable_gpu_bytes(GIB // 2), GIB, GIB)
 
@@ -176,11 +176,11 @@ def test_layers_too_large_for_three_get_by_with_fewer():
     roomy, workload = case_with().plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (3, 2)
     taken = forecast_of(profile).peak_bytes[Tier.GPU]
-    tight, workload = case_with(gpu_limit_bytes=least_gpu_bytes(taken) - 1).plan(profile, 1)
+    tight, workload = case_with(gpu=least_gpu_bytes(taken) - 1).plan(profile, 1)
     assert (workload.layer_slots, workload.gradient_slots) == (2, 1)
     assert tight == roomy
     with pytest.raises(PlanError, match=r"needs .* on gpu"):
-        case_with(gpu_limit_bytes=GIB // 16).plan(profile, 1)
+        case_with(gpu=GIB // 16).plan(profile, 1)
 
 
 def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
@@ -199,7 +199,7 @@ def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
     assert advice.tokens_per_second == rates[advice.batch_size]
     assert rates[advice.batch_size] > 0.9 * max(rates.values())
     assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
-    assert advice_of(case_with(gpu_limit_bytes=1), make, (1, 2)) is None
+    assert advice_of(case_with(gpu=1), make, (1, 2)) is None
 
 
 def test_the_advice_says_if_a_larger_batch_would_fit():
@@ -209,7 +209,7 @@ def test_the_advice_says_if_a_larger_batch_would_fit():
     def make(size):
         return profile_of(size, gpu_seconds=1e-6, **slow_drives)
 
-    tight = advice_of(case_with(host_limit_bytes=room), make, (1,))
+    tight = advice_of(case_with(host=room), make, (1,))
     assert tight is not None
     assert (tight.batch_size, tight.larger_fits) == (4, False)
     roomy = advice_of(case_with(), make, (1,))
@@ -226,7 +226,7 @@ def test_a_batch_that_only_fits_whole_is_found():
 
     plan, workload = case_with().plan(make(2), 1)
     leanest = build_memory(plan, make(2), evolve(workload, layer_slots=1, gradient_slots=1))
-    case = case_with(gpu_limit_bytes=least_gpu_bytes(leanest.bytes_on(Tier.GPU)))
+    case = case_with(gpu=least_gpu_bytes(leanest.bytes_on(Tier.GPU)))
     with pytest.raises(PlanError, match="on gpu"):
         case.plan(make(1), 2)
     advice = advice_of(case, make, (1, 2))
@@ -325,7 +325,7 @@ def test_a_report_says_what_matters():
 
 def test_a_run_that_could_not_be_resumed_is_said_to_be_one():
     said = "the run cannot be resumed"
-    for limits, saved in (({}, True), ({"ssd_limit_bytes": 0}, False)):
+    for limits, saved in (({}, True), ({"ssd": 0}, False)):
         forecast = forecast_of(profile_of(), states=Tier.HOST, **limits)
         assert forecast.fits
         assert forecast.saved == saved
