@@ -9,10 +9,10 @@ from lohan_core.model.attention import AttentionChoice, Obstacle, choose_attenti
 from lohan_core.model.choices import Attention
 from lohan_core.model.compiled import fuse_tried
 from lohan_core.model.cut import CutModel, cut_model
-from lohan_core.model.loss import require_loss_kernels
+from lohan_core.model.loss import require_loss_kernels, require_same_loss
 from lohan_core.model.skeleton import build_skeleton, read_config
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "place_model"]
 
 
 def build_model(config: Config, device: torch.device) -> tuple[CutModel, AttentionChoice]:
@@ -20,8 +20,7 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
 
     Args:
         config: the run's config.
-        device: where it will compute. Its buffers are not there yet (:meth:`CutModel.to`); when they are,
-            :func:`lohan_core.model.loss.require_same_loss` can try its loss.
+        device: where it will compute. Its buffers are not there yet: see :func:`place_model`.
 
     Raises:
         ModelError: no causal LM, or one that cannot be cut.
@@ -47,3 +46,14 @@ def build_model(config: Config, device: torch.device) -> tuple[CutModel, Attenti
     if choice.attention is Attention.FLASH:
         use_flash_attn(skeleton)  # now only: a model is cut on the CPU, where there is no flash-attn
     return model, choice
+
+
+def place_model(model: CutModel, device: torch.device) -> None:
+    """Move a model's buffers to where it computes, and try its loss there.
+
+    Raises:
+        ConfigError: the loss that the config wants is not the model's own; see
+            :func:`lohan_core.model.loss.require_same_loss`.
+    """
+    model.to(device)
+    require_same_loss(model)

@@ -17,13 +17,12 @@ from lohan_core.config.sections import Config, FirstWeights
 from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
 from lohan_core.engine.fill import fill_store
-from lohan_core.engine.model import build_model
+from lohan_core.engine.model import build_model, place_model
 from lohan_core.engine.states import StateFormat
 from lohan_core.interfaces.optimizer import Optimizer
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.attention import AttentionChoice
 from lohan_core.model.cut import CutModel
-from lohan_core.model.loss import require_same_loss
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.planning_inputs import chunk_elements
 from lohan_core.registry import Registry
@@ -35,6 +34,7 @@ __all__ = [
     "Report",
     "free_scratch",
     "make_store",
+    "open_optimizer",
     "open_parts",
     "open_storage",
     "store_identity",
@@ -94,9 +94,7 @@ def open_parts(config: Config, registry: Registry, device: torch.device, *, exis
     cap_device_memory(config, device)
     with out_of_memory_told(config.model.loss):
         model, checkpoint, attention = _open_model(config, device)
-    optimizer = registry.open_backend(
-        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
-    )
+    optimizer = open_optimizer(config, registry, device)
     form = StateFormat(optimizer, model.dtype)
     path = store_path(config)
     directory = StoreDirectory.existing(path) if existing else StoreDirectory.at(path)
@@ -198,9 +196,16 @@ def _open_model(config: Config, device: torch.device) -> tuple[CutModel, WeightS
     else:
         checkpoint = Checkpoint(config.model.path, model.model)
     checkpoint.load_buffers()
-    model.to(device)
-    require_same_loss(model)
+    place_model(model, device)
     return model, checkpoint, attention
+
+
+def open_optimizer(config: Config, registry: Registry, device: torch.device) -> Optimizer:
+    """Open the optimizer of a run that computes on ``device``."""
+    optimizer: Optimizer = registry.open_backend(
+        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
+    )
+    return optimizer
 
 
 def open_storage(config: Config, registry: Registry, directory: StoreDirectory) -> Storage:

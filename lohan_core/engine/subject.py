@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lohan_core.backend import Kind
 from lohan_core.config.sections import Config
 from lohan_core.data.batches import Batch
 from lohan_core.engine.compiling import compile_layers
-from lohan_core.engine.cores import update_threads
 from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_told
-from lohan_core.engine.model import build_model
-from lohan_core.engine.parts import Report, open_storage, store_path
+from lohan_core.engine.model import build_model, place_model
+from lohan_core.engine.parts import Report, open_optimizer, open_storage, store_path
 from lohan_core.engine.states import StateFormat
-from lohan_core.model.loss import require_same_loss
 from lohan_core.planning_inputs import chunk_elements
 from lohan_core.profile import Subject
 from lohan_core.registry import Registry
@@ -48,11 +45,8 @@ def open_subject(config: Config, registry: Registry, device: torch.device, repor
 
 def _open_subject(config: Config, registry: Registry, device: torch.device, report: Report) -> Iterator[Subject]:
     model, _ = build_model(config, device)
-    model.to(device)
-    require_same_loss(model)
-    optimizer = registry.open_backend(
-        Kind.OPTIMIZER, config.optimizer.name, config.optimizer.settings, threads=update_threads(device)
-    )
+    place_model(model, device)
+    optimizer = open_optimizer(config, registry, device)
     with closing(StoreDirectory.at(store_path(config))) as directory:
         storage = open_storage(config, registry, directory)
         with closing(storage):
