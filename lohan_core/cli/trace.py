@@ -23,10 +23,10 @@ def trace(
 ) -> None:
     """Draw the timeline of one of a run's newest steps, predicted above measured, as a page that needs nothing else."""
     from lohan_core.cli.output import require_writable
+    from lohan_core.durable_files import replace_durably
     from lohan_core.report import record_page, to_perfetto, write_page
     from lohan_core.report.run_file import read_record
     from lohan_core.report.table import render_record
-    from lohan_core.store.durable import replace_durably
 
     record = read_record(run_dir)
     page = page or run_dir / "timeline.html"

@@ -11,12 +11,12 @@ from attrs import evolve
 
 from lohan_core.backend import Kind
 from lohan_core.config.sections import BackendChoice, Config
+from lohan_core.durable_files import make_directory_durably, replace_durably
 from lohan_core.engine.parts import open_storage, store_path
 from lohan_core.profile import Profile
 from lohan_core.reference.profilers import FileProfilerConfig
 from lohan_core.registry import Registry
 from lohan_core.store import StoreDirectory
-from lohan_core.store.durable import make_directory_durably, replace_durably
 
 __all__ = ["scratch_config", "scratch_folder"]
 

@@ -8,7 +8,6 @@ files, ``input_ids`` and ``labels``, all documents end to end, and NumPy arrays 
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from lohan_core.data.encode import Document
 from lohan_core.data.samples import NO_LOSS
+from lohan_core.durable_files import sync_tree
 from lohan_core.errors import DataError
 
 __all__ = ["Tokens", "open_or_build"]
@@ -84,7 +84,7 @@ def _build(target: Path, documents: Iterable[Document]) -> None:
     partial.mkdir()
     try:
         _write(partial, documents)
-        _sync(partial)
+        sync_tree(partial)  # else a power cut after the rename could leave a cache with holes under its final name
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial)
@@ -106,16 +106,6 @@ def _write(partial: Path, documents: Iterable[Document]) -> None:
     described = {"offsets": offsets, "first_learned": first_learned, "learned": learned, "splittable": splittable}
     for name, dtype in _DESCRIBED.items():
         np.save(partial / f"{name}.npy", np.array(described[name], dtype=dtype), allow_pickle=False)
-
-
-def _sync(folder: Path) -> None:
-    # Else a power cut after the rename could leave a cache with holes under its final name.
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _map(target: Path) -> Tokens:

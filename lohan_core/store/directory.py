@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lohan_core.durable_files import make_directory_durably, replace_durably
 from lohan_core.errors import StorageError, StoreError
-from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.store.lock import DirectoryLock
 from lohan_core.store.manifest import Manifest, decode, encode
 

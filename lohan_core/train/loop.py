@@ -18,6 +18,7 @@ from lohan_core.backend import Kind
 from lohan_core.config import Config, dump_config
 from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
+from lohan_core.durable_files import make_directory_durably, replace_durably
 from lohan_core.engine import Engine, StepResult, open_engine
 from lohan_core.engine.assemble import resolve_device
 from lohan_core.engine.parts import open_parts, store_path
@@ -28,7 +29,6 @@ from lohan_core.report.run_file import StepRecorder
 from lohan_core.saving import saving_seconds, steps_between_saves
 from lohan_core.schedule.simulate import simulate
 from lohan_core.store.directory import MANIFEST, StoreDirectory
-from lohan_core.store.durable import make_directory_durably, replace_durably
 from lohan_core.train.learning_rate import learning_rate_of
 from lohan_core.train.metrics import METRICS, Metrics, read_metrics, require_tensorboard
 from lohan_core.train.progress import RunProgress

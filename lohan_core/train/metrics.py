@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lohan_core.durable_files import replace_durably
 from lohan_core.errors import ConfigError, StorageError
-from lohan_core.store.durable import replace_durably
 
 __all__ = ["METRICS", "Metrics", "read_metrics", "require_tensorboard"]
 

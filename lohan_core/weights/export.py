@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from attrs import define, field
 
+from lohan_core.durable_files import sync_names, sync_tree
 from lohan_core.errors import ModelError, StorageError
-from lohan_core.store.durable import sync_names
 from lohan_core.units import format_bytes
 from lohan_core.weights.files import INDEX, SINGLE
 from lohan_core.weights.model_files import copy_companions, write_config
@@ -60,7 +59,7 @@ def write_model(
         shards.finish()
         write_config(checkpoint.path, partial, str(dtype).removeprefix("torch."), type(checkpoint.model).__name__)
         copy_companions(checkpoint.path, partial)
-        _sync_files(partial)
+        sync_tree(partial)
         partial.replace(out)
         sync_names(out.parent)
     except OSError as error:
@@ -142,16 +141,6 @@ def _as_stored(
         checkpoint.model, {tied_to.get(name, name): tensor for name, tensor in block.items()}
     )
     return {name: tensor.to(dtype).contiguous() for name, tensor in stored.items()}
-
-
-def _sync_files(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    sync_names(directory)
 
 
 def _discard(partial: Path) -> None:

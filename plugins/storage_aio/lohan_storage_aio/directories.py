@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from lohan_core.durable_files import make_directory_durably
 from lohan_core.errors import ConfigError, StorageError
 from lohan_core.interfaces.storage import Capacity
-from lohan_core.store.durable import make_directory_durably
 from lohan_storage_aio.config import AioConfig
 
 __all__ = ["capacity_of", "encode", "make_folders", "resolve_directories"]

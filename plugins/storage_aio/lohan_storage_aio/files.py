@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lohan_core.durable_files import sync_names
 from lohan_core.errors import StorageError
 from lohan_core.units import format_bytes
 
@@ -147,8 +148,4 @@ def _check_space(folder: Path, size_bytes: int) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. Raises StorageError."""
     with storage_errors(folder, "synced"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_names(folder)

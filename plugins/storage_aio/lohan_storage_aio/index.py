@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import frozen
 
+from lohan_core.durable_files import replace_durably
 from lohan_core.errors import StoreError
-from lohan_core.store.durable import replace_durably
 from lohan_storage_aio.directories import encode
 from lohan_storage_aio.files import storage_errors
 from lohan_storage_aio.striping import Striping

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from lohan_core import durable_files
+from lohan_core.durable_files import replace_durably
 from lohan_core.errors import StorageError
-from lohan_core.store import durable
-from lohan_core.store.durable import replace_durably
 
 
 def test_a_full_drive_keeps_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -16,7 +16,7 @@ def test_a_full_drive_keeps_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(durable_files.os, "fsync", full)
     with pytest.raises(StorageError, match="file: cannot be written: No space left on device"):
         replace_durably(tmp_path / "file", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]

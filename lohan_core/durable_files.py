@@ -1,4 +1,4 @@
-"""Replacing a small file so that after a crash it is either the old one or the new one, whole."""
+"""Files and directories that a crash cannot take back: a small file is replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lohan_core.errors import StorageError
 
-__all__ = ["make_directory_durably", "replace_durably", "sync_names"]
+__all__ = ["make_directory_durably", "replace_durably", "sync_names", "sync_tree"]
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -50,7 +50,18 @@ def make_directory_durably(path: Path) -> None:
 
 def sync_names(directory: Path) -> None:
     """Make the names in ``directory`` durable: what was created, renamed or removed there."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_tree(directory: Path) -> None:
+    """Make all that is below ``directory`` durable: what files hold, and names."""
+    for path in directory.rglob("*"):
+        _sync(path, os.O_RDONLY)
+    sync_names(directory)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
