@@ -14,9 +14,9 @@ from torch import Tensor
 from lohan_core.backend import Kind
 from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config
+from lohan_core.engine.commits import Commits
 from lohan_core.engine.compiling import compile_layers
 from lohan_core.engine.device_memory import out_of_memory_told
-from lohan_core.engine.durable import Durable
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
@@ -105,17 +105,17 @@ def open_engine(
         # A new store comes after the plan: what does not fit is refused before the model is read and copied.
         store = store or make_store(config, parts, whole, report, plan=plan, workload=workload)
         machinery = build_machinery(parts, store, optimizer_settings(config), profile, workload=workload, plan=plan)
-        durable = Durable(store, workload.host_extents)
+        commits = Commits(store, workload.host_extents)
         engine = Engine(
             seed=config.run.seed,
             budget=budget,
             settings=optimizer_settings(config),
             parts=parts,
             store=store,
-            durable=durable,
+            commits=commits,
             machinery=machinery,
             pending=Pending(machinery.schedules),
-            finished_step=durable.step,
+            finished_step=commits.step,
         )
         on_failure.pop_all()
     return engine

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from attrs import define, evolve
 
+from lohan_core.engine.commits import Commits
 from lohan_core.engine.device_memory import in_short, smaller_block
-from lohan_core.engine.durable import Durable
 from lohan_core.engine.machinery import Machinery, build_machinery
 from lohan_core.engine.parts import Parts
 from lohan_core.engine.pending import Pending
@@ -48,7 +48,7 @@ class Engine:
     _settings: OptimizerConfig
     _parts: Parts
     _store: Store
-    _durable: Durable
+    _commits: Commits
     _machinery: Machinery
     _finished_step: int
     _pending: Pending
@@ -93,17 +93,17 @@ class Engine:
     @property
     def can_save(self) -> bool:
         """Whether states can be made durable: not where some live in host memory and have no space on the drives."""
-        return self._durable.can_save
+        return self._commits.can_save
 
     @property
     def durable_step(self) -> int:
         """The step that a crash now would fall back to; 0 where nothing can be saved."""
-        return self._durable.step
+        return self._commits.step
 
     @property
     def progress(self) -> Mapping[str, Any]:
         """What the caller stored beside the last durable step."""
-        return self._durable.progress
+        return self._commits.progress
 
     def step(self, batch: Batch, *, lr: float) -> StepResult:
         """Train on one batch. The result is what the next step begins from; :meth:`save` makes it durable.
@@ -140,15 +140,15 @@ class Engine:
         except NonFiniteGradientError as error:
             # The step before is whole all the same, unless this one has begun to update too.
             if pending.is_all:
-                self._durable.commit_awaited(self._machinery.states)
-            way_on = self._durable.way_on(self._finished_step, not_finite=True)
+                self._commits.commit_awaited(self._machinery.states)
+            way_on = self._commits.way_on(self._finished_step, not_finite=True)
             raise NonFiniteGradientError(f"{error}; {way_on}") from error
         loss, clipped = data.loss, data.terms.gradient_factor != 1.0
         if data.speculates:
             self._machinery.states.end_speculation(holds=not clipped)
         self._store.finish_step()
         pending.note(data.terms, clipped=clipped, speculated=data.speculates)
-        self._durable.commit_awaited(self._machinery.states)
+        self._commits.commit_awaited(self._machinery.states)
         self._between_steps = False
         self._finished_step = step
         read, written = self._parts.storage.bytes_moved()
@@ -192,7 +192,7 @@ class Engine:
         self._execute(self._pending.updates_schedule())
         self._store.finish_step()
         self._pending.terms = None
-        self._durable.commit_awaited(self._machinery.states)
+        self._commits.commit_awaited(self._machinery.states)
         self._between_steps = False
 
     def save(self, progress: Mapping[str, Any]) -> None:
@@ -200,9 +200,9 @@ class Engine:
 
         Where :attr:`can_save` is False this only finishes updates.
         """
-        self._durable.awaited = None
+        self._commits.awaited = None
         self.finish_updates()
-        self._durable.commit(self._finished_step, progress, self._machinery.states)
+        self._commits.commit(self._finished_step, progress, self._machinery.states)
 
     def save_soon(self, progress: Mapping[str, Any]) -> None:
         """As :meth:`save`, but without stopping for deferred updates: durable when the next step has done them.
@@ -214,7 +214,7 @@ class Engine:
         if not self.can_save:
             return
         if self._pending.is_all:
-            self._durable.awaited = self._finished_step, progress
+            self._commits.awaited = self._finished_step, progress
         else:
             self.save(progress)
 
@@ -251,7 +251,7 @@ class Engine:
             self._machinery = build_machinery(
                 self._parts, self._store, self._settings, profile, workload=workload, plan=plan
             )
-            self._durable = Durable(self._store, workload.host_extents)
+            self._commits = Commits(self._store, workload.host_extents)
             self._pending = Pending(self._machinery.schedules)
         except BaseException:
             self._closed = True
@@ -287,7 +287,7 @@ class Engine:
         if self._closed:
             raise StoreError("the engine is closed; open the run again to go on")
         if self._between_steps:
-            way_on = self._durable.way_on(self._finished_step)
+            way_on = self._commits.way_on(self._finished_step)
             raise StoreError(f"step {self._finished_step + 1} failed part of the way; {way_on}")
 
     def _begin(self, batch: Batch, terms: UpdateTerms, *, trains: bool = True) -> StepData:

@@ -10,11 +10,11 @@ from attrs import define
 from lohan_core.engine.states import States
 from lohan_core.store import Store
 
-__all__ = ["Durable"]
+__all__ = ["Commits"]
 
 
 @define
-class Durable:
+class Commits:
     """Makes finished steps durable, where states can be saved at all.
 
     Attributes:
