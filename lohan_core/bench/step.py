@@ -87,7 +87,7 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
     """
     import torch
 
-    from lohan_core.engine.assemble import resolve_device
+    from lohan_core.engine.device import resolve_device
 
     workload = find_workload(options.workload)
     device = resolve_device(options.device)

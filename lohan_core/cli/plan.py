@@ -44,7 +44,7 @@ def plan(
 
     from lohan_core.cli.output import require_writable
     from lohan_core.config import load_config
-    from lohan_core.engine.assemble import resolve_device
+    from lohan_core.engine.device import resolve_device
     from lohan_core.errors import ConfigError
     from lohan_core.forecast.answer import plan_here, plan_on
     from lohan_core.forecast.render import render

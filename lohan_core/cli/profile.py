@@ -30,7 +30,7 @@ def profile(
     from lohan_core.cli.output import require_writable
     from lohan_core.config import load_config
     from lohan_core.durable_files import replace_durably
-    from lohan_core.engine.assemble import resolve_device
+    from lohan_core.engine.device import resolve_device
     from lohan_core.engine.subject import open_subject
     from lohan_core.errors import ConfigError
     from lohan_core.registry import load_registry

@@ -16,7 +16,7 @@ from lohan_core.compare.scratch import scratch_config, scratch_folder
 from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.data.run import open_run_dataset
-from lohan_core.engine.assemble import resolve_device
+from lohan_core.engine.device import resolve_device
 from lohan_core.engine.parts import Report
 from lohan_core.engine.subject import open_subject
 from lohan_core.plan import Update

@@ -15,7 +15,7 @@ from lohan_core.compare.records import MeasuredStep, Measurement, Prediction
 from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.engine import Engine, open_engine
-from lohan_core.engine.assemble import resolve_device
+from lohan_core.engine.device import resolve_device
 from lohan_core.engine.parts import Report
 from lohan_core.errors import PlanError
 from lohan_core.registry import Registry

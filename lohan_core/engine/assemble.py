@@ -8,7 +8,6 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 from torch import Tensor
 
 from lohan_core.backend import Kind
@@ -16,6 +15,7 @@ from lohan_core.budget import make_budget
 from lohan_core.config.sections import Config
 from lohan_core.engine.commits import Commits
 from lohan_core.engine.compiling import compile_layers
+from lohan_core.engine.device import resolve_device
 from lohan_core.engine.device_memory import out_of_memory_told
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
@@ -36,7 +36,7 @@ from lohan_core.registry import Registry, load_registry
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
 
-__all__ = ["open_engine", "resolve_device"]
+__all__ = ["open_engine"]
 
 
 def _say_nothing(what: str, done: int, total: int) -> None:
@@ -119,25 +119,6 @@ def open_engine(
         )
         on_failure.pop_all()
     return engine
-
-
-def resolve_device(name: str) -> torch.device:
-    """Find the device that computes.
-
-    Raises:
-        ConfigError: it is a CUDA device that this machine has not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    if not torch.cuda.is_available():
-        raise ConfigError(f"run.device: {name}: torch sees no CUDA device here; set run.device: cpu")
-    index = torch.cuda.current_device() if ":" not in name else device.index
-    if index >= torch.cuda.device_count():
-        raise ConfigError(f"run.device: {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda", index)
 
 
 def _require_isolation(model: CutModel, sample: Batch) -> None:

@@ -20,7 +20,7 @@ from lohan_core.data import Batch, Batches, Dataset, evaluation_batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.durable_files import make_directory_durably, replace_durably
 from lohan_core.engine import Engine, StepResult, open_engine
-from lohan_core.engine.assemble import resolve_device
+from lohan_core.engine.device import resolve_device
 from lohan_core.engine.parts import open_parts, store_path
 from lohan_core.errors import ConfigError, StoreError
 from lohan_core.interfaces.planner import Planner
