@@ -17,10 +17,10 @@ from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.data.run import open_run_dataset
 from lohan_core.engine.device import resolve_device
-from lohan_core.engine.parts import Report
 from lohan_core.engine.subject import open_subject
 from lohan_core.plan import Update
 from lohan_core.profile import Profile
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 
 __all__ = ["compare_here"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -17,6 +17,7 @@ from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.planning import plan_step
 from lohan_core.profile import Profile
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 
 __all__ = ["NamedPlanner", "open_planners", "predict", "predict_all"]
@@ -52,9 +53,7 @@ def open_planners(names: Sequence[str], config: Config, registry: Registry) -> t
     return tuple(opened)
 
 
-def predict_all(
-    planners: Sequence[NamedPlanner], profile: Profile, config: Config, report: Callable[[str, int, int], None]
-) -> Comparison:
+def predict_all(planners: Sequence[NamedPlanner], profile: Profile, config: Config, report: Report) -> Comparison:
     """Let every planner plan and predict its step; one that has no plan that fits says why."""
     case = Case.of(config, planners[0].planner, profile.states, profile.weight_bytes)
     budget = case.budget(profile.machine)

@@ -16,8 +16,8 @@ from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.engine import Engine, open_engine
 from lohan_core.engine.device import resolve_device
-from lohan_core.engine.parts import Report
 from lohan_core.errors import PlanError
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 from lohan_core.train.learning_rate import learning_rate_of
 

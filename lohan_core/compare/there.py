@@ -12,9 +12,9 @@ from lohan_core.compare.predict import open_planners, predict_all
 from lohan_core.compare.records import Comparison
 from lohan_core.config.sections import Config
 from lohan_core.engine.derive import Outline
-from lohan_core.engine.parts import Report
 from lohan_core.engine.states import StateFormat
 from lohan_core.hardware import Hardware
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 
 __all__ = ["compare_on"]

@@ -20,7 +20,7 @@ from lohan_core.engine.device_memory import out_of_memory_told
 from lohan_core.engine.engine import Engine
 from lohan_core.engine.machinery import build_machinery
 from lohan_core.engine.measure import free_device_bytes
-from lohan_core.engine.parts import Parts, Report, make_store, open_parts, store_identity, take_up_store
+from lohan_core.engine.parts import Parts, make_store, open_parts, store_identity, take_up_store
 from lohan_core.engine.pending import Pending
 from lohan_core.errors import ConfigError, PlanError
 from lohan_core.interfaces.storage import Storage
@@ -31,16 +31,13 @@ from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.planning import plan_step
 from lohan_core.planning_inputs import limits_of, optimizer_settings, workload_of
 from lohan_core.profile import Profile, Subject
+from lohan_core.progress import Report, say_nothing
 from lohan_core.registry import Registry, load_registry
 
 if TYPE_CHECKING:
     from lohan_core.data.batches import Batch
 
 __all__ = ["open_engine"]
-
-
-def _say_nothing(what: str, done: int, total: int) -> None:
-    del what, done, total
 
 
 def open_engine(
@@ -51,7 +48,7 @@ def open_engine(
     identity: Mapping[str, str] | None = None,
     plan: Plan | None = None,
     workload: Workload | None = None,
-    report: Report = _say_nothing,
+    report: Report = say_nothing,
     parts: Parts | None = None,
 ) -> Engine:
     """Open a run: cut the model, open the backends, make or verify the store, measure, plan, and reserve all memory.

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lohan_core.engine.parts import Report
 from lohan_core.model.cut import CutModel
 from lohan_core.model.keep import nothing_saved
 from lohan_core.model.rng import seeded
+from lohan_core.progress import Report
 
 __all__ = ["compile_layers"]
 

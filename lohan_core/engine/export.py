@@ -8,9 +8,10 @@ import torch
 from attrs import evolve
 
 from lohan_core.config.sections import Config
-from lohan_core.engine.parts import Report, open_parts, store_identity, take_up_store
+from lohan_core.engine.parts import open_parts, store_identity, take_up_store
 from lohan_core.engine.states import parameters_in_store
 from lohan_core.model.choices import Attention, Loss
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 from lohan_core.weights import write_model
 

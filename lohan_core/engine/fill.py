@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from lohan_core.engine.states import MASTER, WEIGHTS, Record, StateFormat, extent_name, wait_all
 from lohan_core.layout import BlockLayout
 from lohan_core.memory import allocate_host
+from lohan_core.progress import Report
 from lohan_core.store import Store
 from lohan_core.weights import WeightSource
 
@@ -24,7 +25,7 @@ def fill_store(
     checkpoint: WeightSource,
     *,
     chunk_elements: int,
-    report: Callable[[str, int, int], None],
+    report: Report,
 ) -> None:
     """Write the first states of every block that has extents. One block's masters are in memory at a time.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from lohan_core.model.attention import AttentionChoice
 from lohan_core.model.cut import CutModel
 from lohan_core.plan import Plan, Tier, Workload
 from lohan_core.planning_inputs import chunk_elements
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 from lohan_core.store import Store, StoreDirectory
 from lohan_core.weights import Checkpoint, RandomWeights, WeightSource
 
 __all__ = [
     "Parts",
-    "Report",
     "free_scratch",
     "make_store",
     "open_optimizer",
@@ -44,9 +44,6 @@ __all__ = [
 
 SCRATCH_PREFIX = "scratch/"
 """Extents so named are worth nothing when the process ends."""
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, and how much of how much is done."""
 
 
 @define(kw_only=True)

@@ -12,7 +12,6 @@ from attrs import evolve
 from lohan_core.backend import Kind
 from lohan_core.config.sections import Config, RunConfig
 from lohan_core.engine.derive import Outline
-from lohan_core.engine.parts import Report
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.subject import open_subject
 from lohan_core.errors import PlanError
@@ -23,6 +22,7 @@ from lohan_core.forecast.forecast import Forecast, forecast_plan
 from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
 from lohan_core.hardware import Hardware
 from lohan_core.profile import Profile
+from lohan_core.progress import Report
 from lohan_core.registry import Registry
 from lohan_core.states import StateVector
 
