@@ -7,9 +7,7 @@ planned with on another.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import cattrs
 import cattrs.v
@@ -19,13 +17,7 @@ from attrs.validators import deep_iterable, ge, gt, instance_of, optional
 from lohan_core.errors import ConfigError
 from lohan_core.states import StateVector
 
-if TYPE_CHECKING:
-    from lohan_core.data.batches import Batch
-    from lohan_core.interfaces.optimizer import Optimizer
-    from lohan_core.interfaces.storage import Storage
-    from lohan_core.model.cut import CutModel
-
-__all__ = ["BlockProfile", "Candidate", "Machine", "Profile", "Role", "Subject"]
+__all__ = ["BlockProfile", "Candidate", "Machine", "Profile", "Role"]
 
 
 class Role(StrEnum):
@@ -164,19 +156,3 @@ def _reason(error: BaseException, wanted: type | None) -> str:
     if wanted is None and isinstance(error, ValueError):
         return str(error.args[0])
     return cattrs.v.format_exception(error, wanted)
-
-
-@frozen(kw_only=True)
-class Subject:
-    """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data.
-
-    ``chunk_elements`` is how many parameters a step updates at once. ``report`` is told how far the profiler is: what
-    is being done, and how much of how much is done.
-    """
-
-    model: CutModel
-    storage: Storage
-    optimizer: Optimizer
-    batch: Batch
-    chunk_elements: int
-    report: Callable[[str, int, int], None] = lambda _what, _done, _total: None

@@ -23,6 +23,7 @@ from lohan_core.engine.measure import free_device_bytes
 from lohan_core.engine.parts import Parts, make_store, open_parts, store_identity, take_up_store
 from lohan_core.engine.pending import Pending
 from lohan_core.errors import ConfigError, PlanError
+from lohan_core.interfaces.profiler import Subject
 from lohan_core.interfaces.storage import Storage
 from lohan_core.model.choices import Attention
 from lohan_core.model.cut import CutModel
@@ -30,7 +31,7 @@ from lohan_core.model.isolation import isolates_documents
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.planning import plan_step
 from lohan_core.planning_inputs import limits_of, optimizer_settings, workload_of
-from lohan_core.profile import Profile, Subject
+from lohan_core.profile import Profile
 from lohan_core.progress import Report, say_nothing
 from lohan_core.registry import Registry, load_registry
 

@@ -13,7 +13,8 @@ from lohan_core.engine.device_memory import give_back_workspaces
 from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, update_rates
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.trace import arguments_bytes, trace_model
-from lohan_core.profile import BlockProfile, Machine, Profile, Subject
+from lohan_core.interfaces.profiler import Subject
+from lohan_core.profile import BlockProfile, Machine, Profile
 from lohan_core.schedule.sizes import sums_in_fp32
 
 __all__ = ["free_device_bytes", "machine_name", "measure", "with_free_memory"]

@@ -18,7 +18,8 @@ from attrs import frozen
 
 from lohan_core.engine.measure import machine_name
 from lohan_core.errors import ConfigError
-from lohan_core.profile import Profile, Subject
+from lohan_core.interfaces.profiler import Subject
+from lohan_core.profile import Profile
 from lohan_core.schedule.sizes import sums_in_fp32
 
 __all__ = ["ProfileCache"]

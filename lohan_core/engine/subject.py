@@ -16,8 +16,8 @@ from lohan_core.engine.device_memory import cap_device_memory, out_of_memory_tol
 from lohan_core.engine.model import build_model, place_model
 from lohan_core.engine.parts import open_optimizer, open_storage, store_path
 from lohan_core.engine.states import StateFormat
+from lohan_core.interfaces.profiler import Subject
 from lohan_core.planning_inputs import chunk_elements
-from lohan_core.profile import Subject
 from lohan_core.progress import Report
 from lohan_core.registry import Registry
 from lohan_core.store import StoreDirectory

@@ -8,12 +8,35 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeAlias
 
+from attrs import frozen
+
 from lohan_core.backend import Backend
+from lohan_core.progress import Report, say_nothing
 
 if TYPE_CHECKING:
-    from lohan_core.profile import Profile, Subject
+    from lohan_core.data.batches import Batch
+    from lohan_core.interfaces.optimizer import Optimizer
+    from lohan_core.interfaces.storage import Storage
+    from lohan_core.model.cut import CutModel
+    from lohan_core.profile import Profile
 
-__all__ = ["Profiler", "ProfilerBackend"]
+__all__ = ["Profiler", "ProfilerBackend", "Subject"]
+
+
+@frozen(kw_only=True)
+class Subject:
+    """What a profiler is given to measure: the model as cut, the opened backends, and one batch of the run's data.
+
+    ``chunk_elements`` is how many parameters a step updates at once. ``report`` is told how far the profiler is: what
+    is being done, and how much of how much is done.
+    """
+
+    model: CutModel
+    storage: Storage
+    optimizer: Optimizer
+    batch: Batch
+    chunk_elements: int
+    report: Report = say_nothing
 
 
 class Profiler(ABC):

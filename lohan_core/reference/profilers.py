@@ -11,11 +11,11 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, le, optional
 
 from lohan_core.errors import ConfigError
-from lohan_core.interfaces.profiler import Profiler, ProfilerBackend
+from lohan_core.interfaces.profiler import Profiler, ProfilerBackend, Subject
 from lohan_core.units import Bytes
 
 if TYPE_CHECKING:
-    from lohan_core.profile import Profile, Subject
+    from lohan_core.profile import Profile
     from lohan_core.states import StateVector
 
 __all__ = ["FILE", "MEASURED", "FileProfilerConfig", "MeasuredProfilerConfig"]

@@ -24,12 +24,12 @@ from attrs import asdict
 
 from lohan_core.data.batches import Batch
 from lohan_core.evaluate import evaluate
-from lohan_core.interfaces.profiler import ProfilerBackend
+from lohan_core.interfaces.profiler import ProfilerBackend, Subject
 from lohan_core.layout import BLOCK_ALIGNMENT
 from lohan_core.model.cut import cut_model
 from lohan_core.model.skeleton import build_skeleton
 from lohan_core.plan import Budget, Update, Workload
-from lohan_core.profile import Profile, Role, Subject
+from lohan_core.profile import Profile, Role
 from lohan_core.reference.memory_storage import MEMORY
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.reference.torch_adamw import TORCH_ADAMW

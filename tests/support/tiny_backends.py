@@ -18,9 +18,9 @@ from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hookspecs import PROJECT, hookimpl
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerConfig, StateField
 from lohan_core.interfaces.planner import Planner
-from lohan_core.interfaces.profiler import Profiler
+from lohan_core.interfaces.profiler import Profiler, Subject
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier, Workload
-from lohan_core.profile import Machine, Profile, Role, Subject
+from lohan_core.profile import Machine, Profile, Role
 from lohan_core.registry import Provider, Registry, load_registry
 
 MACHINE = Machine(
