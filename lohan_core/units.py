@@ -1,4 +1,4 @@
-"""Sizes and numbers as people write them in a config file, and bytes as people read them.
+"""Sizes and numbers as people write them in a config file, and bytes and seconds as people read them.
 
 PyYAML follows YAML 1.1 and reads ``1e-4`` as text, so numbers are parsed here, not left to it.
 """
@@ -10,7 +10,15 @@ import re
 from decimal import Decimal
 from typing import NewType
 
-__all__ = ["Bytes", "exact_bytes", "format_bytes", "parse_bytes", "parse_number", "parse_whole_number"]
+__all__ = [
+    "Bytes",
+    "exact_bytes",
+    "format_bytes",
+    "format_seconds",
+    "parse_bytes",
+    "parse_number",
+    "parse_whole_number",
+]
 
 Bytes = NewType("Bytes", int)
 """A number of bytes. A config class that annotates a key with it lets the file say ``24GiB``."""
@@ -90,3 +98,10 @@ def exact_bytes(size_bytes: int) -> str:
     by_factor = sorted((_DECIMAL | _BINARY).items(), key=lambda pair: pair[1], reverse=True)
     unit, factor = next((u, f) for u, f in by_factor if size_bytes % f == 0 and (size_bytes or f == 1))
     return f"{size_bytes // factor}{unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a time for people, to three digits or so."""
+    if seconds >= 1:
+        return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f} s"
+    return f"{1000 * seconds:.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"

@@ -10,9 +10,10 @@ from lohan_core.compare.sweep import moved_bytes
 from lohan_core.plan import Tier
 from lohan_core.schedule.task import Lane
 from lohan_core.schedule.timeline import Timeline
-from lohan_core.units import format_bytes
+from lohan_core.text import columns
+from lohan_core.units import format_bytes, format_seconds
 
-__all__ = ["columns", "format_seconds", "render", "summarize", "title", "verdict"]
+__all__ = ["render", "summarize", "title", "verdict"]
 
 
 def summarize(comparison: Comparison) -> dict[str, Any]:
@@ -148,20 +149,3 @@ def _lane_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 busy = row[kind]["busy_seconds"]
                 cells.append([f"{row['planner']} {kind}", *(format_seconds(busy[lane]) for lane in lanes)])
     return columns(cells)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Align cells: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a time for people, to three digits or so."""
-    if seconds >= 1:
-        return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f} s"
-    return f"{1000 * seconds:.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"

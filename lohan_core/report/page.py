@@ -10,7 +10,7 @@ from attrs import asdict, frozen
 
 from lohan_core.compare.predict import predict
 from lohan_core.compare.records import Comparison, Contender
-from lohan_core.compare.summary import format_seconds, summarize, title, verdict
+from lohan_core.compare.summary import summarize, title, verdict
 from lohan_core.compare.sweep import Sweep, sweep
 from lohan_core.durable_files import replace_durably
 from lohan_core.plan import Budget, Plan, Workload
@@ -20,7 +20,7 @@ from lohan_core.report.waits import find_waits, waited_seconds
 from lohan_core.schedule.record import StepRecord
 from lohan_core.schedule.task import Lane, Op
 from lohan_core.schedule.timeline import Timeline
-from lohan_core.units import format_bytes
+from lohan_core.units import format_bytes, format_seconds
 
 __all__ = ["Page", "comparison_page", "plan_page", "record_page", "write_page"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from lohan_core.compare.summary import columns, format_seconds
 from lohan_core.report.waits import find_waits, waited_seconds
 from lohan_core.schedule.record import StepRecord
 from lohan_core.schedule.task import Lane
 from lohan_core.schedule.timeline import Timeline
+from lohan_core.text import columns
+from lohan_core.units import format_seconds
 
 __all__ = ["render_record"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lohan_core.units import exact_bytes, format_bytes, parse_bytes, parse_number, parse_whole_number
+from lohan_core.units import exact_bytes, format_bytes, format_seconds, parse_bytes, parse_number, parse_whole_number
 
 sizes = st.integers(min_value=0, max_value=2**60)
 
@@ -94,3 +94,18 @@ def test_a_whole_number_may_have_an_exponent():
 def test_what_is_not_whole_is_refused(value):
     with pytest.raises(ValueError, match="wants a whole number"):
         parse_whole_number(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (123.4, "123 s"),
+        (12.34, "12.3 s"),
+        (1.234, "1.23 s"),
+        (0.1234, "123 ms"),
+        (0.01234, "12.3 ms"),
+        (0.0, "0.00 ms"),
+    ],
+)
+def test_times_have_three_digits(seconds, text):
+    assert format_seconds(seconds) == text

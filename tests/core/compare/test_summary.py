@@ -7,7 +7,7 @@ import pytest
 from attrs import evolve
 from comparisons import PROFILE, WORKLOAD, comparison, measured
 
-from lohan_core.compare.summary import format_seconds, render, summarize, verdict
+from lohan_core.compare.summary import render, summarize, verdict
 from lohan_core.plan import Tier
 from lohan_core.schedule.task import Lane
 
@@ -104,18 +104,3 @@ def test_a_plan_that_could_not_be_carried_out_says_why():
     text = render(evolve(found, contenders=(found.contenders[0], failed)))
     assert "</script>& was not carried out: memory.gpu: step 1 needs more" in text
     assert verdict(found) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (123.4, "123 s"),
-        (12.34, "12.3 s"),
-        (1.234, "1.23 s"),
-        (0.1234, "123 ms"),
-        (0.01234, "12.3 ms"),
-        (0.0, "0.00 ms"),
-    ],
-)
-def test_times_have_three_digits(seconds, text):
-    assert format_seconds(seconds) == text
