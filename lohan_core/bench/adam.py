@@ -25,12 +25,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -43,6 +41,7 @@ from lohan_core.config.structure import structure_values
 from lohan_core.errors import ConfigError
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer
 from lohan_core.memory import allocate_host
+from lohan_core.processor import processor_name
 from lohan_core.registry import Registry, load_registry
 from lohan_core.states import StateVector, chunk_record_bytes, place_in_record
 from lohan_core.units import format_bytes
@@ -154,7 +153,7 @@ def run(options: AdamBenchOptions, registry: Registry | None = None) -> AdamBenc
     finally:
         torch.set_num_threads(threads_before)
     return AdamBench(
-        processor=_processor(),
+        processor=processor_name(),
         cores=_usable_cores(),
         torch_version=torch.__version__,
         parameters=options.parameters,
@@ -274,12 +273,3 @@ def _alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> d
             if measured:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -11,7 +11,6 @@ are reported side by side: two sides that train the same model do not drift apar
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -88,6 +87,7 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
     import torch
 
     from lohan_core.engine.device import resolve_device
+    from lohan_core.engine.measure import machine_name
 
     workload = find_workload(options.workload)
     device = resolve_device(options.device)
@@ -106,7 +106,7 @@ def run(options: StepBenchOptions, registry: Registry | None = None) -> StepBenc
         parameters=parameters,
         sequence_length=workload.sequence_length,
         settings=sections,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        device=machine_name(device),
         cores=len(os.sched_getaffinity(0)),
         torch=torch.__version__,
         rows=rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
 import psutil
@@ -14,6 +13,7 @@ from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, up
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.interfaces.profiler import Subject
+from lohan_core.processor import processor_name
 from lohan_core.profile import BlockProfile, Machine, Profile
 from lohan_core.schedule.sizes import sums_in_fp32
 
@@ -101,7 +101,7 @@ def with_free_memory(profile: Profile, subject: Subject) -> Profile:
 
 def machine_name(device: torch.device) -> str:
     """Return the name of what computes."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def _flop_rate(blocks: Sequence[BlockProfile]) -> float:
