@@ -19,7 +19,7 @@ from lohan_core.profile import Machine, Profile
 from lohan_core.schedule.task import Lane
 
 __all__ = [
-    "LANE_OF",
+    "LANE_OF_RESOURCE",
     "lane_busy_seconds",
     "lane_limits",
     "lane_seconds",
@@ -27,7 +27,7 @@ __all__ = [
     "unit_seconds",
 ]
 
-LANE_OF: Mapping[Resource, Lane] = {
+LANE_OF_RESOURCE: Mapping[Resource, Lane] = {
     Resource.GPU: Lane.GPU,
     Resource.H2D: Lane.H2D,
     Resource.D2H: Lane.D2H,
@@ -110,5 +110,5 @@ def lane_busy_seconds(plan: Plan, profile: Profile, workload: Workload) -> dict[
     busy = dict.fromkeys(Lane, 0.0)
     seconds = unit_seconds(profile.machine)
     for (_, resource), amount in plan_amounts(plan, profile, workload).items():
-        busy[LANE_OF[resource]] += seconds[resource] * float(amount)
+        busy[LANE_OF_RESOURCE[resource]] += seconds[resource] * float(amount)
     return busy

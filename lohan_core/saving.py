@@ -1,4 +1,4 @@
-"""What it takes to make a step durable, and how often that is worth it. Pure arithmetic.
+"""What it takes to make a step durable, by simulation, and how often that is worth it. No I/O, no devices.
 
 States that live on the drives are durable by one small commit. Those in memory are written for it, while the step
 waits; and where a plan defers some updates and not others (speculative ones are not, if all goes well), no moment of a

@@ -18,8 +18,8 @@ from attrs import define, field
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lohan_core.config.sections import Config
-from lohan_core.engine.outline import outline
-from lohan_core.engine.trace import arguments_bytes, trace_model
+from lohan_core.engine.fake_compiled import fake_compiled
+from lohan_core.engine.profile_blocks import arguments_bytes, profile_blocks
 from lohan_core.hardware.machine import compute_bandwidth, compute_rate, make_machine
 from lohan_core.hardware.sections import Hardware
 from lohan_core.model.attention import ATTENTION_DROPOUTS
@@ -115,7 +115,7 @@ class Outline:
         )
         loss = Loss.WHOLE if self.loss is Loss.WHOLE else Loss.CHUNKED
         with self._mode:
-            self._model = cut_model(skeleton, loss, compile_by=outline if self.compiles else None)
+            self._model = cut_model(skeleton, loss, compile_by=fake_compiled if self.compiles else None)
             self._model.to(_CPU)
 
     @classmethod
@@ -156,7 +156,7 @@ class Outline:
             inputs = {"input_ids": tokens, "labels": tokens}
             with self._masks():
                 arguments = arguments_bytes(self._model, [inputs], _CPU)
-            blocks = trace_model(
+            blocks = profile_blocks(
                 self._model,
                 inputs,
                 _CPU,

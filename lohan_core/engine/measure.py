@@ -9,9 +9,9 @@ import torch
 from attrs import evolve
 
 from lohan_core.engine.device_memory import give_back_workspaces
+from lohan_core.engine.profile_blocks import arguments_bytes, profile_blocks
 from lohan_core.engine.rates import copy_rates, drive_rates, gpu_update_rate, update_rates
 from lohan_core.engine.states import StateFormat
-from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.interfaces.profiler import Subject
 from lohan_core.processor import processor_name
 from lohan_core.profile import BlockProfile, Machine, Profile
@@ -35,7 +35,7 @@ def measure(subject: Subject, *, seconds: float) -> Profile:
     rows, length = inputs["input_ids"].shape
     sums = sums_in_fp32(len(subject.batch.micro_batches), subject.model.dtype.itemsize)
     subject.report(PROFILING, 0, PARTS)
-    blocks = trace_model(subject.model, inputs, device, sums=sums)
+    blocks = profile_blocks(subject.model, inputs, device, sums=sums)
     give_back_workspaces(device)
     subject.report(PROFILING, 1, PARTS)
     h2d, d2h = copy_rates(device, seconds)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lohan_core.evaluate import TimeModel, evaluate
 from lohan_core.lane_amounts import Phase, Resource, plan_amounts
-from lohan_core.lane_model import LANE_OF, lane_limits, step_lane_seconds
+from lohan_core.lane_model import LANE_OF_RESOURCE, lane_limits, step_lane_seconds
 from lohan_core.plan import VERSIONS_TO_SPECULATE, BlockPlan, Budget, Plan, Tier, Update, Workload
 from lohan_core.profile import Role
 from lohan_core.schedule.build import build_memory, build_schedule
@@ -73,7 +73,7 @@ def test_amounts_are_the_work_of_the_schedules_tasks(data):
     schedule = build_schedule(plan, problem.profile, problem.workload)
     amounts = defaultdict(float)
     for (_, resource), amount in plan_amounts(plan, problem.profile, problem.workload).items():
-        amounts[LANE_OF[resource]] += amount
+        amounts[LANE_OF_RESOURCE[resource]] += amount
     for lane, work in work_by_lane(schedule).items():
         assert amounts[lane] == pytest.approx(work), lane
 
@@ -93,7 +93,7 @@ def test_each_phase_holds_the_tasks_of_its_part_of_the_schedule(data):
         work[phase, task.lane] += task.work
     amounts = defaultdict(float)
     for (phase, resource), amount in plan_amounts(plan, profile, problem.workload).items():
-        amounts[phase, LANE_OF[resource]] += amount
+        amounts[phase, LANE_OF_RESOURCE[resource]] += amount
     for key in work.keys() | amounts.keys():
         assert amounts[key] == pytest.approx(work[key]), key
 

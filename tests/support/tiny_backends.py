@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lohan_core.backend import Backend
 from lohan_core.engine import stopwatch
+from lohan_core.engine.profile_blocks import arguments_bytes, profile_blocks
 from lohan_core.engine.states import StateFormat
-from lohan_core.engine.trace import arguments_bytes, trace_model
 from lohan_core.hookspecs import PROJECT, hookimpl
 from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerConfig, StateField
 from lohan_core.interfaces.planner import Planner
@@ -129,7 +129,7 @@ class QuickProfiler(Profiler):
         inputs = subject.batch.micro_batches[0]
         rows, length = inputs["input_ids"].shape
         with patch.multiple(stopwatch, LEAST_LOOKS=1, LOOK_SECONDS=0.0, largest_cache_bytes=lambda: 0):
-            blocks = trace_model(subject.model, inputs, subject.model.device, warm_up_seconds=0.0)
+            blocks = profile_blocks(subject.model, inputs, subject.model.device, warm_up_seconds=0.0)
         return Profile(
             machine=MACHINE,
             micro_batch_size=rows,

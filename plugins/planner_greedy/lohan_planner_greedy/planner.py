@@ -15,10 +15,10 @@ from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
 from lohan_core.units import format_bytes
 from lohan_planner_greedy.choices import BlockCounts, Choice
+from lohan_planner_greedy.choose_by_simulation import Course, finalists, shortest
 from lohan_planner_greedy.config import GreedyConfig, GreedyModel, Ranking, StrategyConfig
 from lohan_planner_greedy.family import Family
 from lohan_planner_greedy.items import rank_items
-from lohan_planner_greedy.looks import Course, finalists, shortest
 from lohan_planner_greedy.objective import LaneObjective, Objective, PaperObjective
 from lohan_planner_greedy.search import SHORTER, Graded, Search, first_shortest, kept_lengths
 

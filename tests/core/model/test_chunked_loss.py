@@ -16,7 +16,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from lohan_core.engine import stopwatch
 from lohan_core.engine.peak import peak_bytes
-from lohan_core.engine.trace import trace_model
+from lohan_core.engine.profile_blocks import profile_blocks
 from lohan_core.errors import ConfigError
 from lohan_core.model import chunked_loss
 from lohan_core.model import loss as loss_module
@@ -158,7 +158,7 @@ def test_a_measured_profile_shows_it(monkeypatch):
 
     def measured(loss):
         cut, _, inputs, _ = wide(loss)
-        return trace_model(cut, inputs, CPU)[-1]
+        return profile_blocks(cut, inputs, CPU)[-1]
 
     whole, chunked = measured(Loss.WHOLE), measured(Loss.CHUNKED)
     assert chunked.transient_bytes < whole.transient_bytes / 2

@@ -7,7 +7,7 @@ import torch
 from attrs import evolve
 from tiny_lms import CONFIGS, make_batch
 
-from lohan_core.engine.trace import trace_model
+from lohan_core.engine.profile_blocks import profile_blocks
 from lohan_core.model.choices import Loss
 from lohan_core.model.cut import cut_model
 from lohan_core.model.isolation import isolates_documents
@@ -33,7 +33,7 @@ def draw_weights(model):
 TRIALS = {
     "isolation": lambda model: isolates_documents(model, make_batch(1, packed=True).micro_batches[0]),
     "loss": lambda model: require_same_loss(evolve(model, loss=Loss.CHUNKED)),
-    "trace": lambda model: trace_model(model, make_batch(1).micro_batches[0], CPU),
+    "profile": lambda model: profile_blocks(model, make_batch(1).micro_batches[0], CPU),
     "weights": draw_weights,
 }
 

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from lohan_core.engine.operators import Operators
 from lohan_core.model.keep import nothing_saved
 
-__all__ = ["outline"]
+__all__ = ["fake_compiled"]
 
 
-def outline(
+def fake_compiled(
     function: Callable[..., Tensor], captured: GraphModule, examples: Sequence[Tensor]
 ) -> Callable[..., Tensor]:
     """Stand in for a layer that is compiled, and compile nothing.

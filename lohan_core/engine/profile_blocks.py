@@ -29,7 +29,7 @@ from lohan_core.model.replay import Replayer
 from lohan_core.model.rng import get_random_state, preserved, seeded
 from lohan_core.profile import BlockProfile, Candidate, Role
 
-__all__ = ["arguments_bytes", "trace_model"]
+__all__ = ["arguments_bytes", "profile_blocks"]
 
 
 @frozen(kw_only=True)
@@ -45,7 +45,7 @@ class _Look:
     candidates: tuple[Candidate, ...] = ()
 
 
-def trace_model(
+def profile_blocks(
     model: CutModel,
     inputs: Mapping[str, Tensor],
     device: torch.device,
@@ -74,17 +74,17 @@ def trace_model(
         with nothing_saved():
             hidden, calls = model.prelude(views, inputs)
         hidden = hidden.detach().contiguous()
-        looks: dict[Any, tuple[_Look, Tensor]] = {}
+        seen_of: dict[Any, tuple[_Look, Tensor]] = {}
         found = [look.at_prelude(inputs)]
         input_bytes = [0]
         for index in model.layers:
             call = calls[index - 1]
             # A layer may return another dtype than it takes: behind Mamba's first, the hidden state is fp32.
             kind = model.kind_of(index, call), hidden.dtype
-            if kind not in looks:
-                looks[kind] = look.at_layer(index, hidden, call)
+            if kind not in seen_of:
+                seen_of[kind] = look.at_layer(index, hidden, call)
             input_bytes.append(hidden.numel() * hidden.element_size())
-            seen, hidden = looks[kind]
+            seen, hidden = seen_of[kind]
             found.append(seen)
         input_bytes.append(hidden.numel() * hidden.element_size())
         found.append(look.at_postlude(inputs, hidden))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from lohan_core.evaluate import evaluate
 from lohan_core.plan import Budget, Plan, Tier
 from lohan_core.testing.planner_problems import PROBLEMS
-from lohan_planner_greedy import looks
+from lohan_planner_greedy import choose_by_simulation
 from lohan_planner_greedy.choices import Choice
+from lohan_planner_greedy.choose_by_simulation import Course, between, finalists, shortest
 from lohan_planner_greedy.config import GreedyConfig, StrategyConfig
-from lohan_planner_greedy.looks import Course, between, finalists, shortest
 from lohan_planner_greedy.planner import greedy, recompute_all
 from lohan_planner_greedy.search import Graded
 
@@ -72,7 +72,7 @@ def test_a_shorter_step_between_is_found_to_an_eighth_of_the_way(least):
     lanes = [10 - kept / 64 for kept in range(65)]
     found, looked = run(lanes, lambda kept: lanes[kept] + 0.2 + 3 * max(0, kept - least) / 64, [64, 0])
     assert abs(found - least) <= 8
-    assert len(looked) <= 2 + 2 * looks.ROUNDS
+    assert len(looked) <= 2 + 2 * choose_by_simulation.ROUNDS
 
 
 def test_where_the_lane_model_misses_the_same_everywhere_its_best_is_taken_at_once():
@@ -92,5 +92,5 @@ def test_closer_looks_never_make_a_step_longer(number, monkeypatch):
         return evaluate(plan, problem.profile, problem.workload, budget).seconds
 
     closer = seconds()
-    monkeypatch.setattr(looks, "ROUNDS", 0)
+    monkeypatch.setattr(choose_by_simulation, "ROUNDS", 0)
     assert closer <= seconds()
