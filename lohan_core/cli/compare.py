@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lohan_core.cli.options import ConfigFile, Overrides
+
 __all__ = ["compare"]
 
 LOSSES_DIFFER = 1
@@ -18,7 +20,7 @@ DEFAULT_STEPS = 3
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    config: ConfigFile,
     *,
     planners: Annotated[str, typer.Option(metavar="NAME,NAME,…", help="Planners, as `lohan plugins` lists them.")],
     hardware: Annotated[
@@ -32,9 +34,7 @@ def compare(
     page: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts and timelines too.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Let planners plan the same run, predict each plan's step, and carry the plans out on the run's first data.
@@ -43,9 +43,8 @@ def compare(
     alone. Exit code 1: losses differ. Exit code 2: no plan fits.
     """
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
-    from lohan_core.cli.output import require_writable
+    from lohan_core.cli.output import quiet_transformers, require_writable
     from lohan_core.compare.here import compare_here
     from lohan_core.compare.summary import render, summarize
     from lohan_core.compare.there import compare_on
@@ -58,8 +57,7 @@ def compare(
 
     if hardware is not None and steps is not None:
         raise ConfigError("--steps: nothing is run with --hardware; leave one of them out")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     if page is not None:
         require_writable("--report", page)
     registry = load_registry()

@@ -25,16 +25,15 @@ def export(
     """Write the model of a run's last durable step as a directory that ``from_pretrained`` loads."""
     import torch
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
+    from lohan_core.cli.output import quiet_transformers
     from lohan_core.config import load_config
     from lohan_core.engine.export import export_run
     from lohan_core.errors import ConfigError
     from lohan_core.registry import load_registry
     from lohan_core.train.progress import RunProgress
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no config.yaml here; give the directory of a run")
     registry = load_registry()

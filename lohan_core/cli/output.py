@@ -1,4 +1,4 @@
-"""Files that a command is asked to write."""
+"""What a command writes: files that it is asked for, and nothing of what libraries would say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lohan_core.errors import ConfigError
 
-__all__ = ["require_writable"]
+__all__ = ["quiet_transformers", "require_writable"]
 
 
 def require_writable(option: str, path: Path) -> None:
@@ -19,3 +19,11 @@ def require_writable(option: str, path: Path) -> None:
     directory = path.absolute().parent
     if (path.exists() and not path.is_file()) or not directory.is_dir() or not os.access(directory, os.W_OK):
         raise ConfigError(f"{option}: {path} cannot be written; give a file in a directory that exists")
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' warnings and progress bars from what a command prints. Imports transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -10,11 +10,13 @@ from typing import Annotated
 import attrs
 import typer
 
+from lohan_core.cli.options import ConfigFile, Overrides
+
 __all__ = ["plan"]
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    config: ConfigFile,
     *,
     hardware: Annotated[
         str | None,
@@ -27,9 +29,7 @@ def plan(
     largest: Annotated[
         bool, typer.Option("--largest", help="Look for the largest model of the family that fits that machine.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     page: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts and a timeline too.")
     ] = None,
@@ -40,9 +40,8 @@ def plan(
     Exit code 1: it does not fit.
     """
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
-    from lohan_core.cli.output import require_writable
+    from lohan_core.cli.output import quiet_transformers, require_writable
     from lohan_core.config import load_config
     from lohan_core.engine.device import resolve_device
     from lohan_core.errors import ConfigError
@@ -54,7 +53,7 @@ def plan(
     from lohan_core.train.progress import RunProgress
     from lohan_core.units import parse_bytes
 
-    transformers_logging.set_verbosity_error()
+    quiet_transformers()
     if hardware is None and (drives is not None or host is not None or largest):
         raise ConfigError("--drives, --host and --largest are about the machine of --hardware: give that too")
     if page is not None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lohan_core.cli.options import ConfigFile, Overrides
 
 __all__ = ["preview"]
 
 
 def preview(
-    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    config: ConfigFile,
     *,
     samples: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 3,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Check the training data, and show the tokens of a few rows and which are learned.
 

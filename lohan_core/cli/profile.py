@@ -8,26 +8,25 @@ from typing import Annotated
 
 import typer
 
+from lohan_core.cli.options import ConfigFile, Overrides
+
 __all__ = ["profile"]
 
 
 def profile(
-    config: Annotated[Path, typer.Argument(help="The run's config file.")],
+    config: ConfigFile,
     *,
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON file to write.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Profile machine and model by the config's profiler and write what it found, to be planned with anywhere.
 
     Reads no weights and no data.
     """
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
     from lohan_core.backend import Kind
-    from lohan_core.cli.output import require_writable
+    from lohan_core.cli.output import quiet_transformers, require_writable
     from lohan_core.config import load_config
     from lohan_core.durable_files import replace_durably
     from lohan_core.engine.device import resolve_device
@@ -36,7 +35,7 @@ def profile(
     from lohan_core.registry import load_registry
     from lohan_core.train.progress import RunProgress
 
-    transformers_logging.set_verbosity_error()
+    quiet_transformers()
     require_writable("--out", out)
     if out.suffix != ".json":
         raise ConfigError(f"--out: {out} could not be read back as a profile; give a file that ends in .json")
