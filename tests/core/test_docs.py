@@ -80,6 +80,14 @@ def test_the_readme_tells_every_exit_code():
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == made
 
 
+def test_the_tour_says_of_all_of_the_core_where_it_is():
+    tour = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = tour.partition("## Where things live")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))))
+    core = {path.name for path in (ROOT / "lohan_core").iterdir() if not path.name.startswith("__")} - {"py.typed"}
+    assert core - named == set()
+
+
 def test_every_page_that_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\]\(([^)#:]+)\)", readme)
