@@ -5,6 +5,10 @@ import tempfile
 
 from hypothesis import settings
 
+# As the command line does, before torch is imported: threads that wait for one another by spinning, in two processes at
+# once on few cores, take most of the suite's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Measured profiles are kept in the user's cache; tests have one of their own, in this process and in those they start.
 _CACHE = tempfile.TemporaryDirectory(prefix="lohan-tests-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name

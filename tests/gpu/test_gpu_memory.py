@@ -146,7 +146,7 @@ def allocator_state(cuda):
 
 REFUSALS = {
     "one block": (4096, {"backend": "keep_nothing"}, "memory.gpu: too little for one block"),
-    "the plan": (256 * MIB, {"backend": "keep_all", "candidates": "gpu"}, "more than the 240 MiB there are"),
+    "the plan": (256 * MIB, {"backend": "keep_all", "candidates": "gpu"}, "more than the 240 MiB available"),
 }
 
 
