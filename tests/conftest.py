@@ -5,9 +5,10 @@ import tempfile
 
 from hypothesis import settings
 
-# As the command line does, before torch is imported: threads that wait for one another by spinning, in two processes at
-# once on few cores, take most of the suite's time.
+# As the command line does, before torch is imported: threads that spin take the cores from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Measured profiles are kept in the user's cache; tests have one of their own, in this process and in those they start.
 _CACHE = tempfile.TemporaryDirectory(prefix="lohan-tests-cache-")

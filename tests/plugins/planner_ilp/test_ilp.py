@@ -292,7 +292,7 @@ def test_what_is_missing_is_named(tier):
     problem = PROBLEMS[3]
     budget = evolve(PLENTY, **{f"{tier}_bytes": 2**20})
     with pytest.raises(
-        PlanError, match=rf"^planner 'ilp': the plan needs .* on {tier}, .* more than the 1.00 MiB there"
+        PlanError, match=rf"^planner 'ilp': the plan needs .* on {tier}, .* more than the 1.00 MiB available"
     ):
         ilp(EXACT).plan(problem.profile, budget, problem.workload)
 
