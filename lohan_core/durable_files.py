@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from errno import EINVAL, ENOTDIR
+from errno import EINVAL, ENOSPC, ENOTDIR
 from pathlib import Path
 
 from lohan_core.errors import StorageError
@@ -31,7 +31,10 @@ def replace_durably(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
+        remedy = "; free some space, then give the same command again" if error.errno == ENOSPC else ""
+        raise StorageError(
+            error.errno or 0, f"{path}: cannot be written: {error.strerror}{remedy}", str(path)
+        ) from error
 
 
 def make_directory_durably(path: Path) -> None:

@@ -23,8 +23,8 @@ from lohan_core.units import format_bytes
 __all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible", "simulate_step"]
 
 _REMEDIES = {
-    Tier.GPU: "lower run.micro_batch_size or data.sequence_length, keep less on the GPU, or raise memory.gpu, of which "
-    f"up to {format_bytes(MOST_FOR_LIBRARIES)} are left to libraries",
+    Tier.GPU: "lower run.micro_batch_size, run.batch_size or data.sequence_length, keep less on the GPU, or raise "
+    f"memory.gpu, of which up to {format_bytes(MOST_FOR_LIBRARIES)} are left to libraries",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }

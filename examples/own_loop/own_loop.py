@@ -48,7 +48,8 @@ def main(model_dir: Path, run_dir: Path) -> None:
             engine.save_soon({"note": "any JSON values, given back as engine.progress"})
             print(f"step {result.step}: loss {result.loss:.4f}, gradient norm {result.gradient_norm:.4f}")
         print(f"evaluation loss {engine.evaluate([make_batch(0)]):.4f}")
-        engine.export(run_dir / "model", torch.float32)
+        if not (run_dir / "model").exists():
+            engine.export(run_dir / "model", torch.float32)
 
 
 if __name__ == "__main__":

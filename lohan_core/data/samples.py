@@ -99,7 +99,9 @@ def _load(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig").rstrip())
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from None
+        raise DataError(
+            f"{where}: is not JSON: {error.msg} at column {error.colno}; want one object per line"
+        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: is not UTF-8: {error.reason} at byte {error.start}") from None
     except (RecursionError, ValueError) as error:

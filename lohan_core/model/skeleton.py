@@ -33,8 +33,10 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
-        remedy = "" if trust_remote_code else " (a model with code of its own needs model.trust_remote_code: true)"
-        raise ModelError(f"model.path: {path}: {str(error).splitlines()[0]}{remedy}") from error
+        reason = str(error).splitlines()[0]
+        own_code = not trust_remote_code and "valid JSON" not in reason
+        remedy = " (a model with code of its own needs model.trust_remote_code: true)" if own_code else ""
+        raise ModelError(f"model.path: {path}: {reason}{remedy}") from error
 
 
 def build_skeleton(

@@ -43,7 +43,7 @@ class DirectoryLock:
             raise StoreError(f"{directory}: in use by {holder}; wait for it, stop it, or use another run.dir") from None
         except OSError as error:
             self.release()
-            raise StorageError(error.errno or 0, f"{path}: cannot be locked: {error.strerror}", str(path)) from error
+            raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
 
     def release(self) -> None:
         """Let others take the lock. A second call does nothing."""

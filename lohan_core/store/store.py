@@ -18,6 +18,7 @@ from attrs import evolve
 from lohan_core.errors import StorageError, StoreError
 from lohan_core.interfaces.storage import Storage, Transfer
 from lohan_core.store.directory import StoreDirectory
+from lohan_core.store.identity import check_identity
 from lohan_core.store.manifest import JSON, Commit, Manifest
 from lohan_core.store.ranges import Range
 from lohan_core.store.space import require_space, reserve_space
@@ -101,7 +102,7 @@ class Store:
         manifest = directory.manifest
         if manifest.commit is None:
             raise ValueError(f"{directory.path} holds no committed store; create it")
-        _check_identity(directory, manifest.identity, identity)
+        check_identity(directory.path, manifest.identity, identity)
         directory.require_kept()
         require_space(storage, manifest.commit.extents, manifest.versions, directory.path)
         if manifest.checksums:
@@ -276,16 +277,3 @@ class Store:
             self._failure = error
             raise
         self._manifest = manifest
-
-
-def _check_identity(directory: StoreDirectory, stored: Mapping[str, str], given: Mapping[str, str]) -> None:
-    differing = [
-        f"{key} is {stored.get(key, 'not set')!r} in the store and {given.get(key, 'not set')!r} now"
-        for key in sorted({*stored, *given})
-        if stored.get(key) != given.get(key)
-    ]
-    if differing:
-        raise StoreError(
-            f"{directory.path}: belongs to another run: {'; '.join(differing)}; "
-            f"restore these settings or use another run.dir"
-        )

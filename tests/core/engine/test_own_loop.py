@@ -25,6 +25,8 @@ def test_it_trains_and_has_nothing_to_do_the_second_time(tmp_path, models, capsy
     )
     assert first
     assert first == second
+    main(models["llama"], tmp_path / "run")
+    main(models["llama"], tmp_path / "run")  # nothing is left to do, and its model is there
 
 
 @pytest.mark.parametrize(
