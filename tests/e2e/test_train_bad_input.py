@@ -114,7 +114,10 @@ CHANGES = {
     "another architecture": (["model.path=WRONG/llama"], ["another run", "model (config)"]),
     "other weights": (["model.path=WRONG/other_weights"], ["another run", "model (weights)"]),
     "other data": (["data.train=WRONG/other.jsonl"], ["another run", "data.train"]),
-    "another sequence length": (["data.sequence_length=16"], ["another run", "data.train"]),
+    "another sequence length": (
+        ["data.sequence_length=16"],
+        ["another run", "data.sequence_length is '24' in the store and '16' now; restore"],
+    ),
     "another batch size": (["run.batch_size=6"], ["another run", "run.batch_size is '4' in the store and '6' now"]),
     "another dtype": (["run.dtype=bfloat16"], ["another run", "run.dtype"]),
     "another seed": (["run.seed=4"], ["another run", "run.seed"]),
