@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lohan_core.errors import StorageError
 
-__all__ = ["make_directory_durably", "replace_durably", "sync_names", "sync_tree"]
+__all__ = ["make_directory_durably", "reason", "replace_durably", "sync_names", "sync_tree"]
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -31,10 +31,13 @@ def replace_durably(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        remedy = "; free some space, then give the same command again" if error.errno == ENOSPC else ""
-        raise StorageError(
-            error.errno or 0, f"{path}: cannot be written: {error.strerror}{remedy}", str(path)
-        ) from error
+        raise StorageError(error.errno or 0, f"{path}: cannot be written: {reason(error)}", str(path)) from error
+
+
+def reason(error: OSError) -> str:
+    """Say why a call failed and, where a drive is full, what to do."""
+    remedy = "; free some space, then give the same command again" if error.errno == ENOSPC else ""
+    return f"{error.strerror}{remedy}"
 
 
 def make_directory_durably(path: Path) -> None:
@@ -48,7 +51,7 @@ def make_directory_durably(path: Path) -> None:
     except FileExistsError as error:
         raise StorageError(ENOTDIR, f"{path}: cannot be made: Not a directory", str(path)) from error
     except OSError as error:
-        raise StorageError(error.errno or 0, f"{path}: cannot be made: {error.strerror}", str(path)) from error
+        raise StorageError(error.errno or 0, f"{path}: cannot be made: {reason(error)}", str(path)) from error
 
 
 def sync_names(directory: Path) -> None:

@@ -23,7 +23,7 @@ def check_files(paths: Sequence[Path]) -> None:
     """
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path}: there is no such file; name those that there are in data.train and data.eval")
+            raise DataError(f"{path}: there is no such file; set data.train and data.eval to files that exist")
         if not path.is_file():
             raise DataError(f"{path}: is not a file; want JSON lines")
         try:

@@ -11,29 +11,27 @@ from lohan_core.errors import StoreError
 __all__ = ["check_identity"]
 
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
-"""A value that tells nobody anything."""
+"""A value that tells nobody anything; it may depend on settings beside it, as that of data on their length."""
 
 
 def check_identity(path: Path, stored: Mapping[str, str], given: Mapping[str, str]) -> None:
-    """Refuse to take up what belongs to another run. Digests are named only where no setting differs: they follow.
+    """Refuse to take up what belongs to another run. Settings are told with both values, digests by name.
 
     Raises:
         StoreError: something differs; says what.
     """
-    unlike = [key for key in sorted({*stored, *given}) if stored.get(key) != given.get(key)]
-    if not unlike:
-        return
-    pairs = {key: (stored.get(key, "not set"), given.get(key, "not set")) for key in unlike}
-    told = [
-        f"{key} is {before!r} in the store and {now!r} now"
-        for key, (before, now) in pairs.items()
-        if not (_DIGEST.fullmatch(before) and _DIGEST.fullmatch(now))
-    ]
+    told, digests = [], []
+    for key in sorted({*stored, *given}):
+        before, now = stored.get(key, "not set"), given.get(key, "not set")
+        if before == now:
+            continue
+        if _DIGEST.fullmatch(before) and _DIGEST.fullmatch(now):
+            digests.append(key)
+        else:
+            told.append(f"{key} is {before!r} in the store and {now!r} now")
+    if digests:
+        told.append(f"{' and '.join(digests)} changed{', which may follow from that' if told else ''}")
     if told:
         raise StoreError(
-            f"{path}: belongs to another run: {'; '.join(told)}; restore these settings or use another run.dir"
+            f"{path}: belongs to another run: {'; '.join(told)}; restore what it began with or use another run.dir"
         )
-    raise StoreError(
-        f"{path}: belongs to another run: {' and '.join(unlike)} changed since it began; bring back what it "
-        "began with or use another run.dir"
-    )

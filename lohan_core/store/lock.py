@@ -8,6 +8,7 @@ import socket
 from datetime import datetime
 from pathlib import Path
 
+from lohan_core.durable_files import reason
 from lohan_core.errors import StorageError, StoreError
 
 __all__ = ["DirectoryLock"]
@@ -43,7 +44,7 @@ class DirectoryLock:
             raise StoreError(f"{directory}: in use by {holder}; wait for it, stop it, or use another run.dir") from None
         except OSError as error:
             self.release()
-            raise StorageError(error.errno or 0, f"{path}: cannot be written: {error.strerror}", str(path)) from error
+            raise StorageError(error.errno or 0, f"{path}: cannot be locked: {reason(error)}", str(path)) from error
 
     def release(self) -> None:
         """Let others take the lock. A second call does nothing."""

@@ -116,7 +116,7 @@ CHANGES = {
     "other data": (["data.train=WRONG/other.jsonl"], ["another run", "data.train"]),
     "another sequence length": (
         ["data.sequence_length=16"],
-        ["another run", "data.sequence_length is '24' in the store and '16' now; restore"],
+        ["another run", "data.sequence_length is '24' in the store and '16' now; data.train changed, which may"],
     ),
     "another batch size": (["run.batch_size=6"], ["another run", "run.batch_size is '4' in the store and '6' now"]),
     "another dtype": (["run.dtype=bfloat16"], ["another run", "run.dtype"]),
