@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lohan_core.plan import Tier
 from lohan_core.profile import Role
-from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, gradients_wait, kept_bytes, recomputing_seconds
+from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, gradients_wait
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op, Slot
 from lohan_core.schedule.update import WHOLE, LeavingGradients, emit_update_on_gpu
@@ -93,7 +93,7 @@ class _WayBack:
     def _emit(self, position: int) -> None:
         state = self._state
         index, micro_batch = self._order[position]
-        held = kept_bytes(state.block(index), state.decisions(index))
+        held = state.kept[index]
         if not held.moved:
             return
         before = self._order[position - KEPT_IN_FLIGHT] if position >= KEPT_IN_FLIGHT else None
@@ -144,7 +144,7 @@ def _emit_block(
     uploads: tuple[int, ...] = (),
     owners: Taken | None = None,
 ) -> None:
-    block, loaded = state.block(index), state.loaded[index]
+    loaded = state.loaded[index]
     source = index - 1 if op is Op.TURN else index + 1
     first, last = micro_batch == state.micro_batches[0], micro_batch == state.micro_batches[-1]
     taken = [gradients] if owners is None else [gradients, owners]
@@ -154,7 +154,7 @@ def _emit_block(
         op,
         block=index,
         micro_batch=micro_batch,
-        work=block.backward_seconds + recomputing_seconds(block, state.decisions(index)),
+        work=state.backward_seconds(index),
         after=(
             *loaded.uploads,
             *uploads,

@@ -7,14 +7,14 @@ serial execution and no lane can wait for another in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lohan_core.plan import Plan, Tier, Update, Workload
 from lohan_core.profile import BlockProfile, Profile, Role
 from lohan_core.schedule.backward import emit_backward
 from lohan_core.schedule.builder import Builder
 from lohan_core.schedule.forward import emit_forward
-from lohan_core.schedule.sizes import SUM_BYTES, kept_bytes, resident_bytes, sums_apart
+from lohan_core.schedule.sizes import SUM_BYTES, KeptBytes, kept_bytes, resident_bytes, sums_apart
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Schedule
 from lohan_core.schedule.update import emit_deferred_updates, emit_waiting_updates
@@ -81,9 +81,10 @@ def build_updates(plan: Plan, profile: Profile, workload: Workload, *, speculate
 
 def _begin(plan: Plan, profile: Profile, workload: Workload) -> StepState:
     builder = Builder()
+    kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
     _declare_device_pools(builder, profile, workload)
-    _declare_host_pools(builder, plan, profile, workload)
-    return StepState(builder=builder, plan=plan, profile=profile, workload=workload)
+    _declare_host_pools(builder, plan, profile, workload, kept)
+    return StepState(builder=builder, plan=plan, profile=profile, workload=workload, kept=kept)
 
 
 def _deferred(plan: Plan, profile: Profile, *, speculated: bool) -> list[int]:
@@ -121,12 +122,13 @@ def _longest(blocks: Iterable[BlockProfile]) -> int:
     return max((block.elements for block in blocks), default=0)
 
 
-def _declare_host_pools(builder: Builder, plan: Plan, profile: Profile, workload: Workload) -> None:
+def _declare_host_pools(
+    builder: Builder, plan: Plan, profile: Profile, workload: Workload, kept: Sequence[KeptBytes]
+) -> None:
     longest = max(block.elements for block in profile.blocks)
     chunk = min(workload.chunk_elements, longest)
     weights = chunk * profile.weight_bytes
     on_ssd = any(decisions.states is Tier.SSD for decisions in plan.blocks)
-    kept = [kept_bytes(block, decisions) for block, decisions in zip(profile.blocks, plan.blocks, strict=True)]
     spilled = max(held.ssd for held in kept)
     builder.add_pool("staging", Tier.HOST, weights, STAGING_SLOTS if on_ssd else 0)
     builder.add_pool("gradient_chunks", Tier.HOST, weights, STAGING_SLOTS if on_ssd else 0)

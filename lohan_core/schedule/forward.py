@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lohan_core.plan import Tier
-from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, keeping_seconds, kept_bytes
+from lohan_core.schedule.sizes import KEPT_IN_FLIGHT, keeping_seconds
 from lohan_core.schedule.state import StepState
 from lohan_core.schedule.task import Op
 from lohan_core.schedule.weights import load_weights, unload_weights
@@ -26,8 +26,7 @@ def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
                 load_weights(state, ahead)
         if index == state.layers[-1]:
             load_weights(state, state.postlude)
-        for micro_batch in state.micro_batches:
-            _emit_layer(state, index, micro_batch, offloads, keeps=not scores_only)
+        _emit_layer(state, index, offloads, keeps=not scores_only)
         behind = state.postlude - state.builder.rings["weights"].pool.slots
         if scores_only or index < behind:
             unload_weights(state, index, state.made[index, state.micro_batches[-1]])
@@ -60,33 +59,29 @@ def _emit_prelude(state: StepState) -> None:
     unload_weights(state, 0, state.made[0, state.micro_batches[-1]])
 
 
-def _emit_layer(state: StepState, index: int, micro_batch: int, offloads: list[int], *, keeps: bool) -> None:
-    loaded = state.loaded[index]
-    block = state.block(index)
-    last = micro_batch == state.micro_batches[-1]
+def _emit_layer(state: StepState, index: int, offloads: list[int], *, keeps: bool) -> None:
+    loaded, block = state.loaded[index], state.block(index)
+    seconds = block.seconds + (keeping_seconds(block, state.decisions(index)) if keeps else 0.0)
     leaves = not keeps or index < state.postlude - state.builder.rings["weights"].pool.slots
-    moved = (offloads[-KEPT_IN_FLIGHT],) if len(offloads) >= KEPT_IN_FLIGHT else ()
-    made = state.builder.add(
-        Op.FORWARD,
-        block=index,
-        micro_batch=micro_batch,
-        work=block.seconds + (keeping_seconds(block, state.decisions(index)) if keeps else 0.0),
-        after=(
-            *loaded.uploads,
-            state.made[index - 1, micro_batch],
-            *moved,
-        ),
-        touches=loaded.slots,
-        gives=loaded.slots if last and leaves else (),
-    )
-    state.made[index, micro_batch] = made
-    if keeps:
-        _emit_offload(state, index, micro_batch, made, offloads)
+    for micro_batch in state.micro_batches:
+        moved = (offloads[-KEPT_IN_FLIGHT],) if len(offloads) >= KEPT_IN_FLIGHT else ()
+        made = state.builder.add(
+            Op.FORWARD,
+            block=index,
+            micro_batch=micro_batch,
+            work=seconds,
+            after=(*loaded.uploads, state.made[index - 1, micro_batch], *moved),
+            touches=loaded.slots,
+            gives=loaded.slots if leaves and micro_batch == state.micro_batches[-1] else (),
+        )
+        state.made[index, micro_batch] = made
+        if keeps:
+            _emit_offload(state, index, micro_batch, made, offloads)
 
 
 def _emit_offload(state: StepState, index: int, micro_batch: int, made: int, offloads: list[int]) -> None:
     """Emit the way out of what a block keeps of one micro-batch: to host memory, and on to the drives."""
-    held = kept_bytes(state.block(index), state.decisions(index))
+    held = state.kept[index]
     if not held.moved:
         return
     where = {"block": index, "micro_batch": micro_batch}

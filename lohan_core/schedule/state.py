@@ -10,7 +10,7 @@ from lohan_core.layout import Chunk, cut_into_chunks
 from lohan_core.plan import BlockPlan, Plan, Workload
 from lohan_core.profile import BlockProfile, Profile
 from lohan_core.schedule.builder import Builder
-from lohan_core.schedule.sizes import gradients_wait, sums_apart
+from lohan_core.schedule.sizes import KeptBytes, gradients_wait, recomputing_seconds, sums_apart
 from lohan_core.schedule.task import Slot
 
 __all__ = ["Loaded", "StepState"]
@@ -35,6 +35,8 @@ class StepState:
     plan: Plan
     profile: Profile
     workload: Workload
+    kept: Sequence[KeptBytes]
+    """What each block keeps of one micro-batch."""
     speculates: bool = False
     """Whether this step makes the plan's speculative updates beside backward."""
     loaded: dict[int, Loaded] = field(factory=dict)
@@ -58,6 +60,7 @@ class StepState:
     """(block, chunk) to the task that wrote its fresh states to the drives."""
     norm: tuple[int, ...] = ()
     """The task that works out the global norm; none before backward is emitted."""
+    _backward_seconds: dict[int, float] = field(factory=dict, init=False)
 
     @property
     def micro_batches(self) -> range:
@@ -86,6 +89,14 @@ class StepState:
     def decisions(self, index: int) -> BlockPlan:
         """The plan for one block."""
         return self.plan.blocks[index]
+
+    def backward_seconds(self, index: int) -> float:
+        """What one micro-batch's backward through a block takes, with what it computes again."""
+        if index not in self._backward_seconds:
+            block = self.block(index)
+            recomputing = recomputing_seconds(block, self.decisions(index))
+            self._backward_seconds[index] = block.backward_seconds + recomputing
+        return self._backward_seconds[index]
 
     def chunks(self, index: int) -> Sequence[Chunk]:
         """The chunks of one block."""
