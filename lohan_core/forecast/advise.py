@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TypeAlias
 
 from attrs import evolve, frozen
 
 from lohan_core.forecast.forecast import Forecast
 
-__all__ = ["BatchAdvice", "recommend_batch"]
+__all__ = ["BatchAdvice", "End", "recommend_batch"]
 
 LARGEST_BATCH = 1024
 WORTH_DOUBLING = 1.05
@@ -19,14 +20,25 @@ FASTER = 1 + 1e-9
 """A micro-batch is faster if it is by more than what rounding makes of equal steps."""
 
 
+class End(StrEnum):
+    """Why no larger batch is advised."""
+
+    SPEED = "speed"
+    """Twice as many rows are hardly faster."""
+    MEMORY = "memory"
+    """They do not fit."""
+    SEARCH = "search"
+    """They were not tried."""
+
+
 @frozen(kw_only=True)
 class BatchAdvice:
-    """A batch, and the micro-batch to cut it into; ``larger_fits``: whether twice the batch, cut so, would fit."""
+    """A batch, the micro-batch to cut it into, and why it is no larger."""
 
     batch_size: int
     micro_batch_size: int
     tokens_per_second: float
-    larger_fits: bool = True
+    ends_at: End = End.SPEED
 
 
 ForecastOf: TypeAlias = Callable[[int, int], Forecast | None]
@@ -70,11 +82,11 @@ def _grown(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:
     while 2 * advice.batch_size <= LARGEST_BATCH:
         larger = _rated(forecast_of, 2 * advice.batch_size, advice.micro_batch_size)
         if larger is None:
-            return evolve(advice, larger_fits=False)
+            return evolve(advice, ends_at=End.MEMORY)
         if not _worth(larger, advice):
-            break
+            return advice
         advice = larger
-    return advice
+    return evolve(advice, ends_at=End.SEARCH)
 
 
 def _shrunk(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:

@@ -20,6 +20,7 @@ from lohan_core.forecast.case import Case
 from lohan_core.forecast.family import Shape, largest_that_fits, scaled_outline
 from lohan_core.forecast.forecast import Forecast, forecast_plan
 from lohan_core.forecast.report import LargestModel, PlannedStep, PlanReport
+from lohan_core.forecast.upgrades import speedups
 from lohan_core.hardware import Hardware
 from lohan_core.profile import Profile
 from lohan_core.progress import Report
@@ -54,6 +55,7 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
         profile_of,
         MICRO_BATCH_SIZES,
         config.run,
+        report,
         parameters=outline.parameters,
         endurance_bytes=drives.count * drives.endurance if drives.endurance else None,
     )
@@ -71,7 +73,7 @@ def plan_here(config: Config, registry: Registry, device: torch.device, *, repor
         profile = profiler.profile(subject)
         parameters = sum(block.parameters for block in subject.model.blocks)
         case = _case(config, registry, profile.states, subject.model.dtype)
-    return _answer(case, lambda _: profile, (profile.micro_batch_size,), config.run, parameters=parameters)
+    return _answer(case, lambda _: profile, (profile.micro_batch_size,), config.run, report, parameters=parameters)
 
 
 def _case(config: Config, registry: Registry, states: tuple[StateVector, ...], dtype: torch.dtype) -> Case:
@@ -84,6 +86,7 @@ def _answer(
     profile_of: Callable[[int], Profile],
     micro_batch_sizes: tuple[int, ...],
     run: RunConfig,
+    report: Report,
     *,
     parameters: int,
     endurance_bytes: int | None = None,
@@ -92,11 +95,15 @@ def _answer(
 
     @cache
     def planned(batch_size: int, micro_batch_size: int) -> PlannedStep | PlanError:
+        what = f"planning {batch_size} rows, {micro_batch_size} at once"
+        report(what, 0, 1)
         profile = profile_of(micro_batch_size)
         try:
             plan, workload = case.plan(profile, batch_size // micro_batch_size)
         except PlanError as error:
             return error
+        finally:
+            report(what, 1, 1)
         return PlannedStep(plan=plan, profile=profile, workload=workload, budget=case.budget(profile.machine))
 
     @cache
@@ -119,6 +126,7 @@ def _answer(
         forecast=forecast(run.batch_size, run.micro_batch_size),
         planned=None if isinstance(own, PlanError) else own,
         refusal=str(own) if isinstance(own, PlanError) else None,
+        speedups={} if isinstance(own, PlanError) else speedups(case, own, report),
         advice=recommend_batch(forecast, micro_batch_sizes),
         largest=None,
         searched_largest=False,

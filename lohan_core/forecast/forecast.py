@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from lohan_core.evaluate import TimeModel, evaluate, simulate_step
-from lohan_core.lane_model import step_lane_seconds
+from lohan_core.forecast.parts import Part, lanes_of_parts
 from lohan_core.plan import Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile
 from lohan_core.saving import saved_bytes, saving_seconds, steps_between_saves
-from lohan_core.schedule.task import DRIVE_LANES, Lane
+from lohan_core.schedule.task import Lane
 
-__all__ = ["Forecast", "Part", "forecast_plan"]
+__all__ = ["Forecast", "forecast_plan"]
 
 CLEAR_BOUND = 0.9
 """Share of the step from which on a part of the machine is said to bound it."""
-
-
-class Part(StrEnum):
-    """A part of the machine that one could buy more of."""
-
-    GPU = "gpu"
-    PCIE = "pcie"
-    DRIVES = "drives"
-    CPU = "cpu"
-
-
-LANES_OF: Mapping[Part, tuple[Lane, ...]] = {
-    Part.GPU: (Lane.GPU,),
-    Part.PCIE: (Lane.H2D, Lane.D2H),
-    Part.DRIVES: DRIVE_LANES,
-    Part.CPU: (Lane.CPU,),
-}
 
 
 @frozen(kw_only=True)
@@ -42,8 +24,7 @@ class Forecast:
     """What one step of a plan takes and does.
 
     ``busy`` is each lane's share of the step; ``occupied`` each part's: the time in which at least one of its lanes
-    works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most, and
-    ``speedups`` how many times faster the step would be with twice of each part, by the lanes alone.
+    works (drives that read and write at once are occupied once). ``bounds`` is the part that is occupied most.
     ``saved`` is whether all states have space on the drives, so that the run can be stopped and resumed;
     ``saving_seconds`` what a step that becomes durable takes longer, ``saved_bytes`` what it writes more, and
     ``save_every`` how many steps such lie apart: neither is part of ``seconds`` and ``ssd_written_bytes``.
@@ -68,7 +49,6 @@ class Forecast:
     busy: Mapping[Lane, float]
     occupied: Mapping[Part, float]
     bounds: Part
-    speedups: Mapping[Part, float]
     peak_bytes: Mapping[Tier, int]
     budget_bytes: Mapping[Tier, int]
     ssd_read_bytes: float
@@ -115,7 +95,8 @@ def forecast_plan(
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
     timeline = simulate_step(plan, profile, workload)
-    occupied = {part: timeline.occupied_seconds(lanes) / timeline.seconds for part, lanes in LANES_OF.items()}
+    parts = lanes_of_parts(profile.machine)
+    occupied = {part: timeline.occupied_seconds(lanes) / timeline.seconds for part, lanes in parts.items()}
     work = timeline.work()
     batch_size = workload.micro_batches * profile.micro_batch_size
     written = work[Lane.SSD_WRITE]
@@ -138,8 +119,7 @@ def forecast_plan(
         tokens_per_second=batch_size * profile.sequence_length / timeline.seconds,
         busy={lane: busy / timeline.seconds for lane, busy in timeline.busy_seconds().items()},
         occupied=occupied,
-        bounds=max(Part, key=lambda part: occupied[part]),
-        speedups=_speedups(plan, profile, workload),
+        bounds=max(occupied, key=lambda part: occupied[part]),
         peak_bytes=memory.peak_bytes,
         budget_bytes=budget.by_tier,
         ssd_read_bytes=work[Lane.SSD_READ],
@@ -153,30 +133,3 @@ def _clipped_seconds(plan: Plan, profile: Profile, workload: Workload) -> float 
     if not any(decisions.speculative for decisions in plan.blocks):
         return None
     return simulate_step(plan, profile, workload, speculates=False).seconds
-
-
-def _speedups(plan: Plan, profile: Profile, workload: Workload) -> dict[Part, float]:
-    """Predict the same plan with twice of each part of the machine."""
-
-    def seconds(**factors: float) -> float:
-        rates = {name: getattr(profile.machine, name) for name in factors}
-        changed = {name: rate * factors[name] for name, rate in rates.items() if rate is not None}
-        machine = evolve(profile.machine, **changed)
-        return step_lane_seconds(plan, evolve(profile, machine=machine), workload)
-
-    now = seconds()
-    faster = {part: now / seconds(**dict.fromkeys(rates, 2.0)) for part, rates in _RATES.items()}
-    # A block's time is not a rate of the machine: twice the GPU is all else at half the rate, in half the time.
-    everything_else = dict.fromkeys((_MEMORY_RATE, *(rate for rates in _RATES.values() for rate in rates)), 0.5)
-    return {Part.GPU: 2 * now / seconds(**everything_else), **faster}
-
-
-_RATES: Mapping[Part, tuple[str, ...]] = {
-    Part.PCIE: ("h2d_bytes_per_second", "d2h_bytes_per_second"),
-    Part.DRIVES: ("ssd_read_bytes_per_second", "ssd_write_bytes_per_second", "ssd_mixed_bytes_per_second"),
-    Part.CPU: ("cpu_parameters_per_second",),
-}
-"""The machine's rates of each part."""
-
-_MEMORY_RATE = "memory_bytes_per_second"
-"""Of the host's memory, which is none of the parts; None where copies do not slow updates down."""

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lohan_core.forecast.forecast import Forecast, Part
+from lohan_core.forecast.advise import End
+from lohan_core.forecast.forecast import Forecast
+from lohan_core.forecast.parts import Part
 from lohan_core.forecast.report import PlanReport
 from lohan_core.units import format_bytes
 
 __all__ = ["render"]
 
 _BAR_CELLS = 24
-_PART_NAMES = {Part.GPU: "the GPU", Part.PCIE: "the PCIe link", Part.DRIVES: "the drives", Part.CPU: "the processor"}
+_PART_NAMES = {
+    Part.GPU: "the GPU",
+    Part.GPU_MEMORY: "the GPU's memory",
+    Part.PCIE: "the PCIe link",
+    Part.PROCESSOR: "the processor",
+    Part.MAIN_MEMORY: "the main memory",
+    Part.DRIVES: "the drives",
+}
 _WORTH_NAMING = 1.02
+_WHY_NO_LARGER_BATCH = {
+    End.SPEED: "a larger batch is hardly faster",
+    End.MEMORY: "a larger batch does not fit",
+    End.SEARCH: "larger ones were not tried",
+}
 
 
 def render(report: PlanReport) -> RenderableType:
     """Lay a report out."""
     parts: list[RenderableType] = []
     if report.forecast is not None:
-        parts += _forecast(report.forecast)
+        parts += _forecast(report.forecast, report.speedups)
     else:
         parts.append(Text(f"Does not fit: {report.refusal}", style="bold red"))
     parts.append(Text("\n".join(_advice(report))))
     return Group(*parts)
 
 
-def _forecast(forecast: Forecast) -> list[RenderableType]:
+def _forecast(forecast: Forecast, speedups: Mapping[Part, float]) -> list[RenderableType]:
     verdict = Text("Fits.", style="bold green") if forecast.fits else Text("Does not fit.", style="bold red")
     subject = f"{_billions(forecast.parameters)} parameters on {forecast.machine}, planner {forecast.planner}"
     batch = f"{forecast.batch_size} sequences of {forecast.sequence_length} tokens"
@@ -38,6 +52,7 @@ def _forecast(forecast: Forecast) -> list[RenderableType]:
         f"{subject}: {batch} a step, {forecast.micro_batch_size} at once",
         *forecast.shortfalls,
         f"{_seconds(forecast.seconds)} a step, {forecast.tokens_per_second:,.0f} tokens/s; {_bound(forecast)}",
+        *_worth_buying(speedups),
     ]
     if forecast.clipped_seconds is not None:
         lines.append(f"So long as steps are not clipped; one that is takes {_seconds(forecast.clipped_seconds)}")
@@ -52,15 +67,19 @@ def _forecast(forecast: Forecast) -> list[RenderableType]:
 def _bound(forecast: Forecast) -> str:
     name = _PART_NAMES[forecast.bounds]
     share = f"{forecast.occupied[forecast.bounds]:.0%}"
+    if forecast.clearly_bound:
+        return f"bound by {name} ({share} busy)"
+    return f"{name} busiest ({share}): parts wait in turn"
+
+
+def _worth_buying(speedups: Mapping[Part, float]) -> Iterator[str]:
     worth = [
         f"twice {_PART_NAMES[part]} ({factor:.2f} times)"
-        for part, factor in sorted(forecast.speedups.items(), key=lambda item: -item[1])
+        for part, factor in sorted(speedups.items(), key=lambda item: -item[1])
         if factor >= _WORTH_NAMING
     ]
-    text = (
-        f"bound by {name} ({share} busy)" if forecast.clearly_bound else f"{name} busiest ({share}): parts wait in turn"
-    )
-    return text + (f". Faster with {', '.join(worth)}" if worth else "")
+    if worth:
+        yield f"Faster with {', '.join(worth)}"
 
 
 def _lanes(forecast: Forecast) -> Table:
@@ -92,7 +111,7 @@ def _wear(forecast: Forecast) -> str:
 def _advice(report: PlanReport) -> Iterator[str]:
     if report.advice is not None:
         advice = report.advice
-        why = "a larger batch is hardly faster" if advice.larger_fits else "a larger batch does not fit"
+        why = _WHY_NO_LARGER_BATCH[advice.ends_at]
         yield (
             f"Recommended: run.batch_size: {advice.batch_size}, run.micro_batch_size: {advice.micro_batch_size} "
             f"({advice.tokens_per_second:,.0f} tokens/s): {why}."

@@ -9,6 +9,7 @@ from attrs import asdict, frozen
 
 from lohan_core.forecast.advise import BatchAdvice
 from lohan_core.forecast.forecast import Forecast
+from lohan_core.forecast.parts import Part
 from lohan_core.plan import Budget, Plan, Workload
 from lohan_core.profile import Profile
 
@@ -39,13 +40,15 @@ class PlannedStep:
 class PlanReport:
     """The answer to one question.
 
-    ``forecast`` is None when the planner finds nothing that fits: ``refusal`` then says why. ``advice`` is None when no
+    ``forecast`` is None when the planner finds nothing that fits: ``refusal`` then says why. ``speedups`` is how many
+    times faster the step would be with twice of each part of the machine, planned anew. ``advice`` is None when no
     batch fits; ``largest`` when it was not asked for, or not even the smallest fits. ``planned`` is for whoever draws
     the step: it is no part of the answer in words.
     """
 
     forecast: Forecast | None
     refusal: str | None
+    speedups: Mapping[Part, float]
     advice: BatchAdvice | None
     largest: LargestModel | None
     searched_largest: bool
