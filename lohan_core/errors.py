@@ -6,6 +6,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "DataError",
+    "InvalidPlanError",
     "LohanError",
     "ModelError",
     "PlanError",
@@ -40,7 +41,11 @@ class DataError(LohanError):
 
 
 class PlanError(LohanError):
-    """No plan fits the budget, or a plan does not fit the model."""
+    """No plan fits the budget."""
+
+
+class InvalidPlanError(LohanError):
+    """A plan is none for the model and the workload: its planner's fault, which more memory would not mend."""
 
 
 class StoreError(LohanError):

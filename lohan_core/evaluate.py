@@ -10,7 +10,7 @@ from attrs import frozen
 from lohan_core.budget import MOST_FOR_LIBRARIES
 from lohan_core.collector import collector_paused
 from lohan_core.equations import paper_busy_seconds, paper_step_seconds
-from lohan_core.errors import PlanError
+from lohan_core.errors import InvalidPlanError, PlanError
 from lohan_core.lane_model import lane_busy_seconds, step_lane_seconds
 from lohan_core.plan import VERSIONS_TO_SPECULATE, Budget, Plan, Tier, Workload
 from lohan_core.profile import Profile, Role
@@ -78,39 +78,43 @@ def check_plan(plan: Plan, profile: Profile, workload: Workload) -> None:
     """Check that a plan is one for this model and workload.
 
     Raises:
-        PlanError: it has another number of blocks, keeps a candidate that its block has not, has states on the GPU that
-            cannot be there, or defers updates, or makes them on speculation, where that may not be.
+        InvalidPlanError: it has another number of blocks, keeps a candidate that its block has not, has states on the
+            GPU that cannot be there, or defers updates, or makes them on speculation, where that may not be.
+        PlanError: it has states on the GPU, and the optimizer cannot update them there.
     """
     if len(plan.blocks) != len(profile.blocks):
-        raise PlanError(
-            f"planner {plan.planner!r}: {len(plan.blocks)} blocks planned, the model has {len(profile.blocks)}"
-        )
+        raise _invalid(plan, f"it is of {len(plan.blocks)} blocks, and the model has {len(profile.blocks)}")
     for block, decisions in zip(profile.blocks, plan.blocks, strict=True):
         unknown = set(decisions.keep) - {candidate.index for candidate in block.candidates}
         if unknown:
-            raise PlanError(f"planner {plan.planner!r}: block {block.name} has no candidate {min(unknown)}")
+            raise _invalid(plan, f"block {block.name} has no candidate {min(unknown)}")
         if decisions.states is Tier.GPU and block.role is not Role.LAYER:
-            raise PlanError(f"planner {plan.planner!r}: block {block.name}: only layers' states can live on the GPU")
+            raise _invalid(plan, f"block {block.name}: only layers' states can live on the GPU")
         if decisions.states is Tier.GPU and profile.machine.gpu_parameters_per_second is None:
             raise PlanError(
                 f"planner {plan.planner!r}: states on the GPU, where this optimizer has no update; put planner.states "
                 "on host or ssd"
             )
         if decisions.deferred and not workload.may_defer:
-            raise PlanError(
-                f"planner {plan.planner!r}: block {block.name}: its update is deferred, which run.update: "
-                f"{workload.update} does not allow"
+            raise _invalid(
+                plan, f"block {block.name}: its update is deferred, which run.update: {workload.update} does not allow"
             )
         if decisions.speculative and not workload.may_speculate:
-            raise PlanError(
-                f"planner {plan.planner!r}: block {block.name}: its update is speculative, which is for run.update: "
-                "speculative and for gradients that are clipped"
+            raise _invalid(
+                plan,
+                f"block {block.name}: its update is speculative, which is for run.update: speculative and for "
+                "gradients that are clipped",
             )
         if decisions.speculative and decisions.states is Tier.SSD and workload.versions < VERSIONS_TO_SPECULATE:
-            raise PlanError(
-                f"planner {plan.planner!r}: block {block.name}: its update is speculative, and the drives have no "
-                f"{VERSIONS_TO_SPECULATE} versions of its states"
+            raise _invalid(
+                plan,
+                f"block {block.name}: its update is speculative, and the drives have no {VERSIONS_TO_SPECULATE} "
+                "versions of its states (workload.versions)",
             )
+
+
+def _invalid(plan: Plan, fault: str) -> InvalidPlanError:
+    return InvalidPlanError(f"planner {plan.planner!r} made a plan that cannot be carried out: {fault}")
 
 
 def evaluate(
@@ -123,7 +127,7 @@ def evaluate(
     """Grade a plan: predict its step by ``model``, and add up the memory of the schedule that would carry it out.
 
     Raises:
-        PlanError: the plan is not one for this model and workload.
+        LohanError: the plan is not one for this model and workload; see :func:`check_plan`.
     """
     check_plan(plan, profile, workload)
     seconds, busy = _predict(plan, profile, workload, budget, model)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from attrs import evolve
 
 from lohan_core.collector import collector_paused
-from lohan_core.errors import PlanError
+from lohan_core.errors import InvalidPlanError, PlanError
 from lohan_core.evaluate import require_feasible, simulate_step
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import VERSIONS_TO_SPECULATE, Budget, Plan, Tier, Workload
@@ -43,6 +43,7 @@ def plan_step(
         states in host memory, or with two versions instead of three, if no speculative update needs the third.
 
     Raises:
+        InvalidPlanError: the planner makes plans that are none for this model and workload.
         PlanError: nothing fits; what is said is about as many slots as given, and the least there may be on the drives.
     """
     if store_exists or workload.versions < VERSIONS_TO_SPECULATE:
@@ -79,7 +80,10 @@ def _fitting(planner: Planner, profile: Profile, budget: Budget, workload: Workl
 
 
 def _ask(planner: Planner, profile: Profile, budget: Budget, workload: Workload) -> Plan:
-    return require_feasible(planner.plan(profile, budget, workload), profile, workload, budget)
+    plan = planner.plan(profile, budget, workload)
+    if not isinstance(plan, Plan):
+        raise InvalidPlanError(f"{type(planner).__name__}.plan returned {plan!r}, which is no lohan_core.plan.Plan")
+    return require_feasible(plan, profile, workload, budget)
 
 
 def _with_states_for_a_slot(

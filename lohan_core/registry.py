@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, Literal, overload
@@ -15,8 +15,8 @@ from attrs import frozen
 
 from lohan_core import hookspecs
 from lohan_core.backend import Backend, Kind
-from lohan_core.errors import BackendError
-from lohan_core.interfaces.optimizer import Optimizer
+from lohan_core.errors import BackendError, LohanError
+from lohan_core.interfaces.optimizer import Optimizer, OptimizerConfig
 from lohan_core.interfaces.planner import Planner
 from lohan_core.interfaces.profiler import Profiler
 from lohan_core.interfaces.storage import Storage
@@ -28,6 +28,13 @@ TRACE_VARIABLE = "LOHAN_TRACE_HOOKS"
 """Environment variable; ``1`` writes every hook call and what it returned to stderr."""
 
 _HOOK_OF_KIND = {kind: f"lohan_{kind}" for kind in Kind}
+
+_INTERFACES: Mapping[Kind, type] = {
+    Kind.STORAGE: Storage,
+    Kind.OPTIMIZER: Optimizer,
+    Kind.PLANNER: Planner,
+    Kind.PROFILER: Profiler,
+}
 
 
 @frozen(kw_only=True)
@@ -137,7 +144,7 @@ class Registry:
         ``runtime`` holds what no file can say; each kind's interface module lists it.
 
         Raises:
-            BackendError: no such backend, or it is not usable on this machine.
+            BackendError: no such backend, it is not usable on this machine, or what it opens is none of its kind.
             TypeError: ``settings`` is not of the backend's config class.
         """
         backend = self.find(kind, name)
@@ -146,26 +153,42 @@ class Registry:
         offer = next(offer for offer in self._offers if offer.backend is backend)
         if reason := offer.unusable():
             raise BackendError(f"{kind} backend {name!r} is not usable here: {reason}")
-        return backend.open(settings, **runtime)
+        whose = f"{kind} backend {name!r} of {offer.provider}"
+        try:
+            opened = backend.open(settings, **runtime)
+        except LohanError:
+            raise
+        except Exception as error:
+            error.add_note(f"raised by open() of {whose}")
+            raise
+        if not isinstance(opened, _INTERFACES[kind]):
+            raise BackendError(f"open() of {whose} returned {opened!r}, which is no {_INTERFACES[kind].__name__}")
+        return opened
 
     def _register(self, plugin: object, name: str) -> None:
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
-        except Exception:
+        except Exception as error:
             # pluggy keeps a plugin's name, and the hooks it came to, after validation failed.
             if self._manager.get_plugin(name) is plugin:
                 self._manager.unregister(plugin)
+            if isinstance(error, pluggy.PluginValidationError):
+                hooks = ", ".join(_HOOK_OF_KIND.values())
+                raise pluggy.PluginValidationError(plugin, f"{error}. Hooks take nothing: {hooks}") from error
             raise
         if not self._manager.get_hookcallers(plugin):
             raise TypeError("it implements no hook; decorate its hooks with lohan_core.hookspecs.hookimpl")
 
     def _collect(self, plugin: object, provider: Provider) -> list[Offer]:
         others = [other for other in self._manager.get_plugins() if other is not plugin]
+        implemented = {caller.name for caller in self._manager.get_hookcallers(plugin) or ()}
         return [
-            Offer(kind=kind, backend=_checked(record, hook), provider=provider)
+            Offer(kind=kind, backend=_checked(record, kind, hook), provider=provider)
             for kind, hook in _HOOK_OF_KIND.items()
-            for records in self._manager.subset_hook_caller(hook, others)()
+            if hook in implemented
+            # pluggy leaves a None out.
+            for records in self._manager.subset_hook_caller(hook, others)() or [None]
             for record in _iterated(records, hook)
         ]
 
@@ -204,11 +227,15 @@ def _iterated(records: object, hook: str) -> Iterable[object]:
     return records
 
 
-def _checked(record: object, hook: str) -> Backend[Any]:
+def _checked(record: object, kind: Kind, hook: str) -> Backend[Any]:
     if not isinstance(record, Backend):
         raise TypeError(f"{hook} offered {record!r}, want a lohan_core.backend.Backend")
     if not attrs.has(record.config):
         raise TypeError(f"{hook} offered {record.name!r} whose config {record.config!r} is not an attrs class")
+    if kind is Kind.OPTIMIZER and not issubclass(record.config, OptimizerConfig):
+        raise TypeError(f"{hook} offered {record.name!r} whose config class does not derive from OptimizerConfig")
+    if any(field.alias == "backend" for field in attrs.fields(record.config)):
+        raise TypeError(f"{hook} offered {record.name!r} whose config class has the key backend, which picks a plugin")
     # A config class whose annotations name something that only type checkers import could never be read from a file.
     attrs.resolve_types(record.config)
     return record

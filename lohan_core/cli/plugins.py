@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Annotated, Any
 
 import typer
+from attrs import asdict
 
-from lohan_core.registry import Registry, load_registry
+from lohan_core.errors import BackendError
+from lohan_core.registry import Offer, Registry, load_registry
+from lohan_core.suggest import choose_one_of
 
 __all__ = ["plugins"]
 
 
-def plugins(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="A backend: list the keys of its section, too.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
     """List every backend with kind, distribution and version, and whether it is usable here."""
     registry = load_registry()
-    print(json.dumps(listing(registry), indent=1) if as_json else render(listing(registry)))
+    listed = listing(registry) if name is None else described(registry, name)
+    if as_json:
+        print(json.dumps(listed, indent=1))
+        return
+    print(render(listed))
+    for backend in listed["backends"]:
+        for key in backend.get("keys", ()):
+            print(_section_key(**key))
+
+
+def described(registry: Registry, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Return a listing of the backends of one name, whatever their kind, with the keys of their sections.
+
+    Raises:
+        BackendError: there is none.
+    """
+    from lohan_core.config.reference import keys
+
+    named = [offer for offer in registry.offers if offer.backend.name == name]
+    if not named:
+        choices = {offer.backend.name for offer in registry.offers}
+        raise BackendError(f"no backend is called {name!r}. {choose_one_of(name, choices)}")
+    backends = [_offered(offer) | {"keys": [asdict(key) for key in keys(offer.backend.config)]} for offer in named]
+    return {"backends": backends, "broken": []}
+
+
+def _section_key(name: str, type: str, default: str, meaning: str) -> str:  # noqa: A002 - the columns of the reference
+    default = default if default == "required" else f"by default {default}"
+    text = [
+        f"{name} ({type}; {default})",
+        *textwrap.wrap(meaning, 110, initial_indent=" " * 4, subsequent_indent=" " * 4),
+    ]
+    return textwrap.indent("\n".join(text).replace("`", ""), "  ")
 
 
 def listing(registry: Registry) -> dict[str, list[dict[str, Any]]]:
     """Return ``{"backends": [...], "broken": [...]}``, plain data; asks every backend's probe."""
-    backends = []
-    for offer in registry.offers:
-        reason = offer.unusable()
-        backends.append(
-            {
-                "kind": offer.kind.value,
-                "name": offer.backend.name,
-                "summary": offer.backend.summary,
-                "plugin": offer.provider.plugin,
-                "distribution": offer.provider.distribution,
-                "version": offer.provider.version,
-                "usable": reason is None,
-                "reason": reason,
-            }
-        )
     broken = [
         {
             "plugin": plugin.provider.plugin,
@@ -44,7 +69,21 @@ def listing(registry: Registry) -> dict[str, list[dict[str, Any]]]:
         }
         for plugin in registry.broken
     ]
-    return {"backends": backends, "broken": broken}
+    return {"backends": [_offered(offer) for offer in registry.offers], "broken": broken}
+
+
+def _offered(offer: Offer) -> dict[str, Any]:
+    reason = offer.unusable()
+    return {
+        "kind": offer.kind.value,
+        "name": offer.backend.name,
+        "summary": offer.backend.summary,
+        "plugin": offer.provider.plugin,
+        "distribution": offer.provider.distribution,
+        "version": offer.provider.version,
+        "usable": reason is None,
+        "reason": reason,
+    }
 
 
 def render(listed: dict[str, list[dict[str, Any]]]) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from lohan_core.backend import Kind
 from lohan_core.config.document import Document, document_from_mapping, read_document
 from lohan_core.config.sections import BackendChoice, Config, DataConfig, MemoryConfig, ModelConfig, RunConfig
@@ -88,9 +86,6 @@ def _choice(kind: Kind, document: Document, registry: Registry, problems: Proble
         backend = registry.find(kind, name)
     except BackendError as error:
         problems.add((kind, "backend"), str(error))
-        return None
-    if "backend" in {field.alias for field in attrs.fields(backend.config)}:
-        problems.add((kind, "backend"), f"the config class of {name!r} has a key of this name, which it cannot have")
         return None
     settings = structure(backend.config, section, (kind,), document, problems)
     return None if settings is None else BackendChoice(kind=kind, name=name, settings=settings)

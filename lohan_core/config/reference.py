@@ -22,7 +22,7 @@ from lohan_core.config.load import DEFAULT_BACKENDS, SECTIONS
 from lohan_core.registry import Registry, load_registry
 from lohan_core.units import Bytes
 
-__all__ = ["meanings", "render"]
+__all__ = ["Key", "keys", "meanings", "render"]
 
 _INTRODUCTION = """\
 # Configuration
@@ -30,7 +30,8 @@ _INTRODUCTION = """\
 <!-- Written by `python -m lohan_core.config.reference`; a test compares. Edit the config classes instead. -->
 
 A run is described by one YAML file with the sections below. In `storage`, `optimizer`, `planner` and `profiler` the key
-`backend` picks a plugin, and the other keys are that plugin's own; `lohan plugins` lists what is installed.
+`backend` picks a plugin, and the other keys are that plugin's own; `lohan plugins` lists what is installed, and
+`lohan plugins NAME` the keys of one plugin, whoever made it.
 
 - **Sizes** are a number of bytes, or text: `24GiB`, `1.5 MiB` (powers of 1024), `60GB` (powers of 1000).
 - **Numbers** may have an exponent: `1e-4`.
@@ -45,6 +46,16 @@ The run directory receives `config.yaml`: the config as resolved, every key writ
 """
 
 _SHIPPED_BY = "lohan"
+
+
+@attrs.frozen
+class Key:
+    """One key of a section as people read of it: all text. No meaning: its class's docstring does not say."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
 
 
 def render(registry: Registry) -> str:
@@ -80,14 +91,19 @@ def _summary(cls: type) -> str:
     return cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
 
 
-def _table(cls: Any) -> str:
+def keys(cls: Any) -> list[Key]:
+    """Return the keys that a section's config class has, in their order."""
     attrs.resolve_types(cls)
     described = meanings(cls)
-    rows = [
-        f"| `{field.alias}` | {_type(field.type)} | {_default(field)} | {described[field.alias]} |"
+    return [
+        Key(field.alias, _type(field.type), _default(field), described.get(field.alias, ""))
         for field in attrs.fields(cls)
         if field.init
     ]
+
+
+def _table(cls: type) -> str:
+    rows = [f"| `{key.name}` | {key.type} | {key.default} | {key.meaning} |" for key in keys(cls)]
     if not rows:
         return ""
     return "\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
@@ -110,8 +126,14 @@ def _type(type_: Any) -> str:
         text = f"list of {_type(arguments[0])}s"
     elif get_origin(type_) is tuple:
         text = f"list of {len(arguments)} {_type(arguments[0])}s"
+    elif get_origin(type_) is list:
+        text = f"list of {_type(arguments[0])}s"
+    elif get_origin(type_) is dict:
+        text = f"keys with {_type(arguments[1])}s"
+    elif attrs.has(type_):
+        text = "keys with values"
     else:
-        raise TypeError(f"no words for the type {type_}")
+        text = str(type_)
     return text
 
 

@@ -32,11 +32,7 @@ class Case:
 
     @classmethod
     def of(cls, config: Config, planner: Planner, states: tuple[StateVector, ...], weight_bytes: int) -> Case:
-        """Take the settings of a config.
-
-        Raises:
-            ConfigError: the optimizer's settings are not those of an optimizer.
-        """
+        """Take the settings of a config."""
         vectors = (*states, StateVector(name="weights", value_bytes=weight_bytes))
         return cls(planner=planner, workload=workload_of(config, vectors), limits=limits_of(config))
 

@@ -15,9 +15,11 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
 from lohan_core.backend import Backend
+from lohan_core.layout import BLOCK_ALIGNMENT
 
 if TYPE_CHECKING:
     import torch
+    from attrs import Attribute
 
 __all__ = ["Hyperparameters", "LearningRateSchedule", "Optimizer", "OptimizerBackend", "OptimizerConfig", "StateField"]
 
@@ -54,17 +56,28 @@ class OptimizerConfig:
     warmup_steps: int = field(default=0, validator=ge(0))
 
 
+def _divides_what_is_updated_at_once(field: StateField, _: Attribute[int], value: int) -> None:
+    if value < 1 or BLOCK_ALIGNMENT % value:
+        raise ValueError(
+            f"state {field.name!r}: elements_per_value is {value}, which does not divide {BLOCK_ALIGNMENT}"
+        )
+
+
 @frozen(kw_only=True)
 class StateField:
     """One state kept per parameter, beside the fp32 master weight that the core owns.
 
-    ``elements_per_value`` is how many parameters share one value: 1 for Adam's moments, 256 for a block-wise scale.
+    ``elements_per_value`` is how many parameters share one value: 1 for Adam's moments, 256 for a block-wise scale. It
+    divides 4096: updates begin and end at multiples of that many parameters, and never cut through a value.
+
+    Raises:
+        ValueError: it does not.
     """
 
     name: str
     dtype: torch.dtype
     initial: float = 0.0
-    elements_per_value: int = field(default=1, validator=ge(1))
+    elements_per_value: int = field(default=1, validator=_divides_what_is_updated_at_once)
 
 
 @frozen(kw_only=True)
@@ -81,7 +94,13 @@ class Hyperparameters:
 
 
 class Optimizer(ABC):
-    """Updates flat slices of parameters in host memory. One call at a time; it may use ``threads`` cores inside it."""
+    """Updates flat slices of parameters in host memory. One call at a time; it may use ``threads`` cores inside it.
+
+    How blocks are cut into slices depends on the plan, and results must not: n parameters updated in one call, or in
+    several, have the same bits. n may be 0. With a learning rate of 0 no master weight moves. What a gradient that is
+    not finite touches does not stay finite, so that it can be found (``torch.sign`` of NaN is 0: a rule that takes only
+    the sign must see to that itself).
+    """
 
     device_type = "cpu"
     """Where the tensors are."""

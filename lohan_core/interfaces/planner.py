@@ -18,11 +18,23 @@ __all__ = ["Planner", "PlannerBackend"]
 
 
 class Planner(ABC):
-    """Decides where every state and every candidate lives, and whose updates are deferred if the workload lets them."""
+    """Decides where every state and every candidate lives, and whose updates are deferred if the workload lets them.
+
+    It is asked several times for one run: for other micro-batches (a search for the best batch), with fewer slots where
+    else nothing fits, and, for updates on speculation, with two versions of the states on the drives and with three.
+    """
 
     @abstractmethod
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
-        """Decide. The same arguments always give the same plan.
+        """Decide. The same arguments always give the same plan, and a larger budget never one with a longer step.
+
+        Args:
+            profile: what is known of machine and model.
+            budget: bytes that the plan may take on each tier. Those that a plan takes are enough for it.
+            workload: what one step does, and with how many slots and versions.
+
+        Returns:
+            A plan whose ``planner`` is the backend's name.
 
         Raises:
             PlanError: nothing that this planner would choose fits; the message names tier and bytes missing.

@@ -2,7 +2,7 @@
 
 A backend's ``open`` is called as ``open(config, namespace=..., default_directory=...)``: ``namespace`` is a short
 string that no other store uses, and a backend keeps its extents apart by it; ``default_directory`` is where extents go
-when the config names no directory (a path inside the run directory).
+when the config names no directory (a path inside the run directory), and the backend makes it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Capacity:
 
 class Storage(ABC):
     """Extents of bytes by name. Thread-safe: transfers may be started from several threads at once.
+
+    Names are any text, such as ``"a/b"`` and ``".."``. Transfers are in no order: one that must follow another is
+    started when that has been waited for. A namespace without extents leaves nothing on the drives: when the storage is
+    closed, at the latest, the files that it keeps beside its extents go too.
 
     Callers use the public methods, which check; a backend implements the underscored ones, which may assume that the
     extent exists, that the range lies inside it, and that offset, length and address are aligned.

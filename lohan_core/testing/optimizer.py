@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerBackend, OptimizerConfig
+from lohan_core.interfaces.optimizer import Hyperparameters, Optimizer, OptimizerConfig
 from lohan_core.testing.optimizer_chunks import (
     LENGTH,
     Chunk,
@@ -19,16 +19,14 @@ from lohan_core.testing.optimizer_chunks import (
     update,
     updated,
 )
-from lohan_core.testing.suite import ConformanceSuite
+from lohan_core.testing.optimizer_places import DTYPES, OptimizerPlaces
 
 __all__ = ["OptimizerSuite"]
 
-_DTYPES = [torch.bfloat16, torch.float32]
-_GUARD = 64
 _EPSILON = torch.finfo(torch.float32).eps
 
 
-class OptimizerSuite(ConformanceSuite):
+class OptimizerSuite(OptimizerPlaces):
     """What every optimizer must do.
 
     A plugin's whole test file::
@@ -41,21 +39,8 @@ class OptimizerSuite(ConformanceSuite):
     the same bits: other instructions, another block size.
     """
 
-    backend: ClassVar[OptimizerBackend]
-    config: ClassVar[OptimizerConfig | None] = None
     claims_adamw: ClassVar[bool] = True
     equivalent_configs: ClassVar[Sequence[OptimizerConfig]] = ()
-
-    def open(self, *, threads: int = 1, config: OptimizerConfig | None = None) -> Optimizer:
-        """Open the backend as a run does."""
-        return self.backend.open(config or self._config(), threads=threads)
-
-    def _config(self) -> Any:
-        return self.config or self.backend.config()
-
-    def _granularity(self, optimizer: Optimizer) -> int:
-        """Cuts must not go through parameters that share a state."""
-        return math.lcm(*(field.elements_per_value for field in optimizer.fields))
 
     def test_the_backend_is_usable_here(self) -> None:
         """``probe`` finds nothing missing."""
@@ -73,7 +58,7 @@ class OptimizerSuite(ConformanceSuite):
         assert line.strip()
         assert "\n" not in line
 
-    @pytest.mark.parametrize("gradient_dtype", _DTYPES, ids=str)
+    @pytest.mark.parametrize("gradient_dtype", DTYPES, ids=str)
     def test_steps_equal_torch_adamw(self, gradient_dtype: torch.dtype) -> None:
         """Ten steps on fp32 masters equal ``torch.optim.AdamW``, to the rounding of each step."""
         self._skip_unless_adamw()
@@ -83,7 +68,7 @@ class OptimizerSuite(ConformanceSuite):
         chunk.gradient[:4] = torch.tensor([1e-20, 1e-30, 1e30, 0.0])
         self._assert_equal_to_torch(optimizer, chunk, steps=10)
 
-    @pytest.mark.parametrize("weights_dtype", _DTYPES, ids=str)
+    @pytest.mark.parametrize("weights_dtype", DTYPES, ids=str)
     def test_weights_are_the_rounded_master(self, weights_dtype: torch.dtype) -> None:
         """The emitted weights are the new master weights, rounded to nearest even."""
         optimizer = self.open()
@@ -97,7 +82,7 @@ class OptimizerSuite(ConformanceSuite):
         full = evolve(Chunk.random(optimizer), gradient=half.gradient.float())
         assert_same_bits(updated(optimizer, full), updated(optimizer, half), "the gradients' dtype")
 
-    @pytest.mark.parametrize("gradient_dtype", _DTYPES, ids=str)
+    @pytest.mark.parametrize("gradient_dtype", DTYPES, ids=str)
     def test_gradient_factor_multiplies_the_gradients(self, gradient_dtype: torch.dtype) -> None:
         """A factor of a quarter (exact in binary) is the same as gradients of a quarter."""
         optimizer = self.open()
@@ -119,14 +104,23 @@ class OptimizerSuite(ConformanceSuite):
         update(optimizer, chunk, Hyperparameters(step=2, lr=1e-3, weight_decay=0.0))
         assert not torch.equal(chunk.master, before), "lr 1e-3 moved nothing"
 
+    def test_weight_decay_comes_from_the_call(self) -> None:
+        """Weights that decay become others."""
+        optimizer = self.open()
+        chunk, decayed = Chunk.random(optimizer), Chunk.random(optimizer)
+        update(optimizer, chunk, Hyperparameters(step=1, lr=1e-3, weight_decay=0.0))
+        update(optimizer, decayed, Hyperparameters(step=1, lr=1e-3, weight_decay=0.1))
+        assert not torch.equal(chunk.master, decayed.master), "a weight decay of 0.1 changed nothing"
+
     def test_chunking_changes_nothing(self) -> None:
         """A block updated in chunks, of odd lengths too, has the same bits as one updated whole."""
         optimizer = self.open()
-        whole = updated(optimizer, Chunk.random(optimizer))
-        granularity = self._granularity(optimizer)
-        for sizes in ([1, 7, 4097], [8192], [33] * 9):
+        granularity = self.granularity(optimizer)
+        n = max(LENGTH, 8 * granularity)
+        whole = updated(optimizer, Chunk.random(optimizer, n))
+        for sizes in ([1, 7, 4097], [8192], [33] * 9, [1] * 3):
             cuts = [sum(sizes[: i + 1]) * granularity for i in range(len(sizes))]
-            cut = updated(optimizer, Chunk.random(optimizer), cut_at=[c for c in cuts if c < LENGTH])
+            cut = updated(optimizer, Chunk.random(optimizer, n), cut_at=[c for c in cuts if c < n])
             assert_same_bits(cut, whole, f"cutting into {sizes} times {granularity}")
 
     def test_threads_change_nothing(self) -> None:
@@ -160,74 +154,19 @@ class OptimizerSuite(ConformanceSuite):
         first = updated(optimizer, Chunk.random(optimizer))
         assert_same_bits(updated(optimizer, Chunk.random(optimizer)), first, "repeating")
 
-    @pytest.mark.parametrize("gradient_dtype", _DTYPES, ids=str)
-    def test_gradients_are_only_read(self, gradient_dtype: torch.dtype) -> None:
-        """The gradient buffer is the caller's and stays as it was."""
-        optimizer = self.open()
-        chunk = Chunk.random(optimizer, gradient_dtype=gradient_dtype)
-        before = chunk.gradient.clone()
-        update(optimizer, chunk, hyperparameters_of(1))
-        assert torch.equal(chunk.gradient, before)
-
-    @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
-    def test_weights_may_take_the_gradients_place(self, dtype: torch.dtype) -> None:
-        """Gradients wait where the weights were: each is read before the new weight is written there."""
-        optimizer = self.open()
-        apart, together = (Chunk.random(optimizer, gradient_dtype=dtype, weights_dtype=dtype) for _ in range(2))
-        together = evolve(together, weights=together.gradient)
-        for chunk in (apart, together):
-            update(optimizer, chunk, hyperparameters_of(1))
-        assert_same_bits(together, apart, "writing weights over gradients")
-
-    @pytest.mark.parametrize("n", [0, 1, 7, 4097, LENGTH])
-    @pytest.mark.parametrize("dtype", _DTYPES, ids=str)
-    def test_an_update_into_another_place_leaves_the_old_states(self, dtype: torch.dtype, n: int) -> None:
-        """The new ones are the same to the bit, and the old ones and the gradients are as they were."""
-        optimizer, types = self.open(threads=2), {"gradient_dtype": dtype, "weights_dtype": dtype}
-        here, there, expected, before = (Chunk.random(optimizer, n, **types) for _ in range(4))
-        for chunk in (here, expected, before):
-            update(optimizer, chunk, hyperparameters_of(1))
-        optimizer.update_into(
-            here.master,
-            here.states,
-            here.gradient,
-            there.weights,
-            hyperparameters_of(2),
-            new_master=there.master.zero_(),
-            new_states={name: state.zero_() for name, state in there.states.items()},
-        )
-        update(optimizer, expected, hyperparameters_of(2))
-        assert_same_bits(there, expected, "another place")
-        assert_same_bits(here, before, "an update into another place")
-        assert torch.equal(here.gradient, before.gradient)
-
-    @pytest.mark.parametrize("n", [0, 1, 7, 4097])
-    def test_nothing_outside_the_chunk_is_written(self, n: int) -> None:
-        """Odd lengths end where they end; length 0 does nothing."""
-        optimizer = self.open()
-        guard = _GUARD * self._granularity(optimizer)
-        roomy = Chunk.random(optimizer, guard + n + guard)
-        untouched = Chunk.random(optimizer, guard + n + guard)
-        update(optimizer, roomy.part(optimizer, guard, guard + n), hyperparameters_of(1))
-        if n:
-            assert not torch.equal(roomy.master, untouched.master), "nothing was updated"
-        for place, start, stop in (("before", 0, guard), ("after", guard + n, guard + n + guard)):
-            assert_same_bits(
-                roomy.part(optimizer, start, stop), untouched.part(optimizer, start, stop), f"the memory {place} it"
-            )
-
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
     def test_a_non_finite_gradient_stays_where_it_is(self, value: float) -> None:
         """It touches only the parameters that share its state, and does not vanish: the run can find it."""
         optimizer = self.open()
-        granularity = self._granularity(optimizer)
+        granularity = self.granularity(optimizer)
         place = 5 * granularity + granularity // 2
-        clean, spoilt = Chunk.random(optimizer), Chunk.random(optimizer)
+        n = max(LENGTH, 8 * granularity)
+        clean, spoilt = Chunk.random(optimizer, n), Chunk.random(optimizer, n)
         spoilt.gradient[place] = value
         update(optimizer, clean, hyperparameters_of(1))
         update(optimizer, spoilt, hyperparameters_of(1))
         first, last = 5 * granularity, 6 * granularity
-        for start, stop in ((0, first), (last, LENGTH)):
+        for start, stop in ((0, first), (last, n)):
             assert_same_bits(
                 spoilt.part(optimizer, start, stop), clean.part(optimizer, start, stop), f"a gradient of {value}"
             )
@@ -278,7 +217,7 @@ class OptimizerSuite(ConformanceSuite):
             pytest.skip("this backend's rule is not AdamW's")
 
     def _assert_equal_to_torch(self, optimizer: Optimizer, chunk: Chunk, *, steps: int) -> None:
-        config = self._config()
+        config = self.settings()
         expected = torch.nn.Parameter(chunk.master.clone())
         oracle = torch.optim.AdamW([expected], betas=config.betas, eps=config.eps, foreach=False, fused=False)
         bound = torch.zeros_like(chunk.master)

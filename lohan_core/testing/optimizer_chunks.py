@@ -52,6 +52,15 @@ class Chunk:
         """All that an update writes."""
         return {"master": self.master, "weights": self.weights, **self.states}
 
+    def to(self, device: torch.device) -> Chunk:
+        """Copy all of them to a device."""
+        return Chunk(
+            master=self.master.to(device),
+            states={name: state.to(device) for name, state in self.states.items()},
+            gradient=self.gradient.to(device),
+            weights=self.weights.to(device),
+        )
+
     def part(self, optimizer: Optimizer, start: int, stop: int) -> Chunk:
         """Views of parameters ``start`` to ``stop``, and of the states that begin among them."""
         return Chunk(

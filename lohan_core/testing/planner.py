@@ -24,7 +24,7 @@ from lohan_core.evaluate import Evaluation, TimeModel, evaluate
 from lohan_core.interfaces.planner import Planner, PlannerBackend
 from lohan_core.plan import Budget, Plan, Tier
 from lohan_core.testing.planner_problems import PROBLEMS, TINY_PROBLEMS, Problem, example_profile
-from lohan_core.testing.suite import ConformanceSuite
+from lohan_core.testing.suite import ConformanceSuite, default_config
 
 __all__ = ["PlannerSuite", "example_profile"]
 
@@ -49,7 +49,7 @@ class PlannerSuite(ConformanceSuite):
     @pytest.fixture
     def config(self) -> Any:
         """Give the config to open the backend with."""
-        return self.backend.config()
+        return default_config(self.backend)
 
     @pytest.fixture
     def planner(self, config: Any) -> Planner:

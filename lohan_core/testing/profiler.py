@@ -33,7 +33,7 @@ from lohan_core.profile import Profile, Role
 from lohan_core.reference.memory_storage import MEMORY
 from lohan_core.reference.planners import KEEP_NOTHING
 from lohan_core.reference.torch_adamw import TORCH_ADAMW
-from lohan_core.testing.suite import ConformanceSuite
+from lohan_core.testing.suite import ConformanceSuite, default_config
 
 __all__ = ["ProfilerSuite", "example_subject"]
 
@@ -95,7 +95,7 @@ class ProfilerSuite(ConformanceSuite):
     @pytest.fixture
     def config(self) -> Any:
         """Give the config to open the backend with."""
-        return self.backend.config()
+        return default_config(self.backend)
 
     @pytest.fixture
     def profile(self, config: Any, subject: Subject) -> Profile:

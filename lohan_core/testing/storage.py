@@ -10,7 +10,8 @@ A plugin's whole test file::
         backend = BACKEND
 
 Override the fixture ``config`` if the backend needs more than its default config, and the method ``damage`` if its
-extents are not files below the default directory.
+extents are not files below the default directory, if one file holds several of them, or if files are mapped into memory
+(which ends the process when they shrink).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lohan_core.errors import StorageError
 from lohan_core.interfaces.storage import Storage, StorageBackend
 from lohan_core.testing.storage_buffers import aligned_buffer, random_buffer, read, write
 from lohan_core.testing.storage_transfers import StorageTransfers
-from lohan_core.testing.suite import ConformanceSuite
+from lohan_core.testing.suite import ConformanceSuite, default_config
 
 __all__ = ["StorageSuite"]
 
@@ -43,7 +44,7 @@ class StorageSuite(StorageTransfers, ConformanceSuite):
     @pytest.fixture
     def config(self) -> Any:
         """Give the config to open the backend with."""
-        return self.backend.config()
+        return default_config(self.backend)
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
@@ -205,6 +206,18 @@ class StorageSuite(StorageTransfers, ConformanceSuite):
         assert dict(second.extents()) == {name: units * second.alignment for name, units in sizes.items()}
         for name, units in sizes.items():
             assert torch.equal(read(second, name, units), random_buffer(second, units, seed=units))
+
+    @pytest.mark.parametrize("used", [False, True], ids=["never used", "all freed"])
+    def test_an_empty_namespace_leaves_nothing(self, open_storage: OpenStorage, directory: Path, used: bool) -> None:  # noqa: FBT001
+        """When one without extents has been closed, there is no file of it, and no folder of its name."""
+        storage = open_storage()
+        if used:
+            storage.allocate("extent", storage.alignment)
+            write(storage, "extent", random_buffer(storage, 1, seed=0))
+            storage.sync()
+            storage.free("extent")
+        storage.close()
+        assert not [path for path in directory.rglob("*") if path.is_file() or path.name == "suite"]
 
     def test_namespaces_are_apart(self, open_storage: OpenStorage) -> None:
         """The same name in two namespaces is two extents."""

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 
-__all__ = ["ConformanceSuite"]
+from lohan_core.backend import Backend
+
+__all__ = ["ConformanceSuite", "default_config"]
+
+
+def default_config(backend: Backend[Any]) -> Any:
+    """Return what a backend is opened with where a section says nothing; fail the test if it must say something."""
+    required = [field.alias for field in attrs.fields(backend.config) if field.init and field.default is attrs.NOTHING]
+    if required:
+        keys = ", ".join(required)
+        pytest.fail(f"{backend.config.__name__} has no default for {keys}: give your test class a config of its own")
+    return backend.config()
 
 
 class ConformanceSuite:

@@ -12,11 +12,7 @@ __all__ = ["learning_rate", "learning_rate_of"]
 
 
 def learning_rate_of(config: Config, step: int) -> float:
-    """Return the learning rate of a run's ``step``, counted from 1; past the run's end, that of its last.
-
-    Raises:
-        ConfigError: the optimizer's settings are not those of an optimizer.
-    """
+    """Return the learning rate of a run's ``step``, counted from 1; past the run's end, that of its last."""
     settings = optimizer_settings(config)
     return learning_rate(
         min(step, config.run.steps),

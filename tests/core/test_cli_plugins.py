@@ -31,14 +31,22 @@ def add_distribution(site, name, module, source):
 
 
 GOOD = """\
+from pathlib import Path
 from attrs import frozen
 from lohan_core.backend import Backend
 from lohan_core.hookspecs import hookimpl
 @frozen
-class Nothing: ...
+class Reels:
+    '''Where tapes are.
+
+    Attributes:
+        drives: The tape drives.
+    '''
+    drives: list[Path]
+    speeds: dict[str, float] = {}
 @hookimpl
 def lohan_storage():
-    yield Backend(name='tape', summary='slow', config=Nothing, open=Nothing, probe=lambda: 'no tape; insert one')
+    yield Backend(name='tape', summary='slow', config=Reels, open=Reels, probe=lambda: 'no tape; insert one')
 """
 
 
@@ -110,6 +118,27 @@ def test_plugins_lists_good_and_broken_as_text(with_strangers):
         "broken plugin 'bad_stranger' of bad-stranger 0.3: "
         "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
     )
+
+
+def test_the_keys_of_one_plugin_are_listed_whoever_made_it(with_strangers):
+    text = listed(with_strangers, "tape")
+    for line in (
+        "  drives (list of paths; required)\n      The tape drives.",
+        "  speeds (keys with numbers; by default {})",
+    ):
+        assert line in text
+    (backend,) = json.loads(listed(with_strangers, "tape", "--json"))["backends"]
+    assert backend["keys"][0] == {
+        "name": "drives",
+        "type": "list of paths",
+        "default": "required",
+        "meaning": "The tape drives.",
+    }
+
+
+def test_a_plugin_that_is_not_there_is_answered_with_the_nearest(monkeypatch, capsys):
+    assert run_main(monkeypatch, "plugins", "aoi") == 2
+    assert "no backend is called 'aoi'. Did you mean 'aio'?" in capsys.readouterr().err
 
 
 def test_the_command_line_starts_without_heavy_imports():

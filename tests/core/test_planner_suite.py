@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve, frozen
 
 from lohan_core.backend import Backend
-from lohan_core.errors import PlanError
+from lohan_core.errors import InvalidPlanError, PlanError
 from lohan_core.evaluate import TimeModel, evaluate, require_feasible
 from lohan_core.interfaces.planner import Planner
 from lohan_core.plan import BlockPlan, Budget, Plan, Tier
@@ -153,7 +153,7 @@ FAULTS = [
 @pytest.mark.parametrize(("planner_class", "test", "further"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_planted_fault_is_found(planner_class, test, further):
     arguments = {name: {"config": Nothing(), "tier": Tier.HOST}[name] for name in further}
-    with pytest.raises((AssertionError, PlanError)):
+    with pytest.raises((AssertionError, InvalidPlanError, PlanError)):
         getattr(a_suite(planner_class), test)(planner_class(), problem=PROBLEMS[3], **arguments)
 
 

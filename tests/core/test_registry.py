@@ -12,6 +12,7 @@ from attrs import frozen
 from lohan_core.backend import Backend, Kind
 from lohan_core.errors import BackendError
 from lohan_core.hookspecs import hookimpl
+from lohan_core.interfaces.planner import Planner
 from lohan_core.registry import Provider, Registry, load_registry
 
 
@@ -20,8 +21,27 @@ class Settings:
     size: int = 1
 
 
+@frozen(kw_only=True)
+class PickySettings(Settings):
+    backend: str = "mine"
+
+
+@frozen
+class Opened(Planner):
+    name: str
+    config: Settings
+    runtime: dict
+
+    def plan(self, profile, budget, workload):
+        raise NotImplementedError
+
+
 def a_backend(name, **changes):
-    fields = {"summary": "a test's", "config": Settings, "open": lambda config, **runtime: (name, config, runtime)}
+    fields = {
+        "summary": "a test's",
+        "config": Settings,
+        "open": lambda config, **runtime: Opened(name, config, runtime),
+    }
     return Backend(**({"name": name} | fields | changes))
 
 
@@ -99,7 +119,13 @@ BROKEN = {
         lambda: a_plugin(lohan_planner=[a_backend("x", config=UnreadableSettings)]),
         "NameError: .*NotImportedAnywhere",
     ),
-    "misspelt hook": (misspelt, "unknown hook 'lohan_storag'"),
+    "hook returns None": (lambda: a_plugin(lohan_storage=None), "lohan_storage returned None, want an iterable"),
+    "an optimizer's config": (lambda: a_plugin(lohan_optimizer=[a_backend("x")]), "not derive from OptimizerConfig"),
+    "config with a key backend": (
+        lambda: a_plugin(lohan_planner=[a_backend("x", config=PickySettings)]),
+        "'x' whose config class has the key backend",
+    ),
+    "misspelt hook": (misspelt, "unknown hook 'lohan_storag'.*lohan_storage, lohan_optimizer"),
     "no hookimpl": (without_marker, "implements no hook"),
     "hook with an argument": (with_argument, "PluginValidationError: .*directory"),
 }
@@ -174,15 +200,31 @@ def test_two_providers_of_one_name_are_both_named():
 
 
 def test_opening_passes_settings_and_runtime_objects():
-    registry = registry_of(p=a_plugin(lohan_optimizer=[a_backend("o")]))
-    opened = registry.open_backend(Kind.OPTIMIZER, "o", Settings(size=3), threads=2)
-    assert opened == ("o", Settings(size=3), {"threads": 2})
+    registry = registry_of(p=a_plugin(lohan_planner=[a_backend("o")]))
+    opened = registry.open_backend(Kind.PLANNER, "o", Settings(size=3), threads=2)
+    assert opened == Opened("o", Settings(size=3), {"threads": 2})
+
+
+def test_what_is_opened_is_of_its_kind():
+    registry = registry_of(p=a_plugin(lohan_planner=[a_backend("o", open=lambda config: None)]))  # noqa: ARG005
+    with pytest.raises(BackendError, match=r"planner backend 'o' of dist-p 1\.0 returned None, which is no Planner"):
+        registry.open_backend(Kind.PLANNER, "o", Settings())
+
+
+def test_an_error_of_a_strangers_code_names_the_stranger():
+    def opens(_):
+        raise ZeroDivisionError
+
+    registry = registry_of(p=a_plugin(lohan_planner=[a_backend("o", open=opens)]))
+    with pytest.raises(ZeroDivisionError) as caught:
+        registry.open_backend(Kind.PLANNER, "o", Settings())
+    assert caught.value.__notes__ == ["raised by open() of planner backend 'o' of dist-p 1.0"]
 
 
 def test_opening_refuses_settings_of_another_class():
-    registry = registry_of(p=a_plugin(lohan_optimizer=[a_backend("o")]))
+    registry = registry_of(p=a_plugin(lohan_planner=[a_backend("o")]))
     with pytest.raises(TypeError, match="takes a Settings"):
-        registry.open_backend(Kind.OPTIMIZER, "o", {"size": 3}, threads=2)
+        registry.open_backend(Kind.PLANNER, "o", {"size": 3}, threads=2)
 
 
 def test_opening_what_is_not_usable_gives_the_reason():

@@ -61,6 +61,7 @@ class BlockNormalised(Lion):
         scaled = gradient.float() * hyperparameters.gradient_factor
         padded = torch.nn.functional.pad(scaled, (0, -scaled.numel() % 4)).view(-1, 4)
         states["scale"].mul_(0.5).add_(padded.abs().amax(dim=1))
+        master.mul_(1 - hyperparameters.lr * hyperparameters.weight_decay)
         master.sub_(scaled / states["scale"].repeat_interleave(4)[: scaled.numel()] * hyperparameters.lr)
         weights.copy_(master)
 
@@ -73,6 +74,47 @@ class TestLion(OptimizerSuite):
         open=lambda _config, *, threads: Lion(),  # noqa: ARG005
     )
     claims_adamw = False
+
+
+class Shared4096(Lion):
+    """As many parameters as an update may begin at share one value."""
+
+    @property
+    def fields(self) -> tuple[StateField, ...]:
+        return (StateField(name="largest", dtype=torch.float32, elements_per_value=4096),)
+
+    def _update(
+        self,
+        master: torch.Tensor,
+        states: Mapping[str, torch.Tensor],
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        hyperparameters: Hyperparameters,
+    ) -> None:
+        h = hyperparameters
+        scaled = gradient.float() * h.gradient_factor
+        padded = torch.nn.functional.pad(scaled, (0, -scaled.numel() % 4096)).view(-1, 4096)
+        states["largest"].copy_(torch.maximum(states["largest"] * 0.5, padded.abs().amax(dim=1)))
+        steps = scaled / (states["largest"].repeat_interleave(4096)[: scaled.numel()] + 1)
+        master.mul_(1 - h.lr * h.weight_decay).sub_(steps * h.lr)
+        weights.copy_(master)
+
+
+class TestStatesOfManyParameters(OptimizerSuite):
+    backend = OptimizerBackend(
+        name="largest",
+        summary="one value for 4096",
+        config=OptimizerConfig,
+        open=lambda _config, *, threads: Shared4096(),  # noqa: ARG005
+    )
+    claims_adamw = False
+
+
+@pytest.mark.parametrize("shared", [0, 100, 8192])
+def test_states_that_updates_would_cut_through_are_refused(shared):
+    """Of a block that falls into two spans, both would have one value, and update it twice."""
+    with pytest.raises(ValueError, match=f"state 'v': elements_per_value is {shared}, which does not divide 4096"):
+        StateField(name="v", dtype=torch.float32, elements_per_value=shared)
 
 
 class TestSharedStates(OptimizerSuite):
@@ -103,6 +145,7 @@ SPOILS = {
     "test_chunking_changes_nothing": lambda t: t["exp_avg"].mul_(1 + len(t["master"]) * 1e-6),
     "test_gradients_are_only_read": lambda t: t["gradient"].zero_(),
     "test_a_non_finite_gradient_stays_where_it_is": lambda t: t["exp_avg"].add_(t["exp_avg"].sum()),
+    "test_weight_decay_comes_from_the_call": lambda t: t["master"].zero_(),
     "test_learning_rate_comes_from_the_call": lambda t: t["master"].add_(1e-3),
     "test_updating_is_deterministic": lambda t: t["exp_avg"].add_(torch.rand(())),
     "test_nothing_outside_the_chunk_is_written": lambda t: torch.as_strided(

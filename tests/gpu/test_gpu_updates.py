@@ -7,11 +7,19 @@ import torch
 from tiny_lms import make_batch
 from tiny_runs import different, open_run
 
+from lohan_core.testing.optimizer_places import OptimizerPlaces
 from lohan_optim_cpuadam.agreement import same_bits
 from lohan_optim_cpuadam.config import CpuAdamConfig
 from lohan_optim_cpuadam.optimizer import CpuAdam
+from lohan_optim_cpuadam.plugin import lohan_optimizer
 
 pytestmark = pytest.mark.gpu
+
+
+class TestWhereTensorsLie(OptimizerPlaces):
+    """The suite's part that looks at a GPU, if there is one."""
+
+    (backend,) = lohan_optimizer()
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.3, 0.95)])

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from urllib.parse import quote, unquote
 import torch
 from attrs import frozen
 
-from lohan_core.errors import StorageError
+from lohan_core.errors import ConfigError, StorageError
 from lohan_core.interfaces.storage import Capacity, Storage, Transfer
 
 PREFIX = "extent."  # so that no extent's file is called "." or ".."
@@ -40,7 +41,10 @@ class PlainFiles(Storage):
     """See the module."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"storage.directory: {folder}: {error.strerror}; name a directory to write to") from error
         self._folder = folder
         self._pool = ThreadPoolExecutor(threads)
         self._lock = Lock()
@@ -66,8 +70,11 @@ class PlainFiles(Storage):
         return f"plain files in {self._folder}"
 
     def close(self) -> None:
-        """Wait for transfers in flight; the files stay."""
+        """Wait for transfers in flight; the files stay, and without any there is no folder either."""
         self._pool.shutdown(wait=True)
+        if not self._sizes:
+            with suppress(OSError):  # it is gone, or somebody else's files are in it
+                self._folder.rmdir()
 
     def _allocate(self, name: str, size_bytes: int) -> None:
         path = self._path(name)
