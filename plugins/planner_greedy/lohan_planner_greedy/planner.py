@@ -68,10 +68,10 @@ class FamilyPlanner(Planner):
         """Decide, or raise PlanError if no plan of the family fits."""
         strategy = self._strategy
         family = Family(profile, workload, rank_items(profile, strategy.ranking))
-        best, *others = self._families(family, budget)
-        courses = [self._course(best, budget, strategy.finalists)]
-        courses += [self._course(other, budget, 1) for other in others]
-        courses = [course for course in courses if course.curve]
+        courses = self.courses(family, budget)
+        if strategy.finalists > 1 and strategy.balances and workload.may_defer and not workload.all_updates_wait:
+            # The lane model is too fond of deferred updates: look at what is best without any, too.
+            courses += FamilyPlanner(evolve(strategy, balances=False)).courses(family, budget)
         if not courses:
             raise self._infeasible(family, self._counts(family), budget)
 
@@ -82,6 +82,13 @@ class FamilyPlanner(Planner):
         if strategy.finalists == 1:
             return plan(courses[0], courses[0].choices[0])
         return shortest(courses, plan, lambda a_plan: evaluate(a_plan, profile, workload, budget).seconds)
+
+    def courses(self, family: Family, budget: Budget) -> list[Course]:
+        """Search the families that are worth it, for plans with any number of layers' states on the GPU."""
+        best, *others = self._families(family, budget)
+        courses = [self._course(best, budget, self._strategy.finalists)]
+        courses += [self._course(other, budget, 1) for other in others]
+        return [course for course in courses if course.curve]
 
     def _counts(self, family: Family) -> BlockCounts:
         return family.block_counts(all_states=self._strategy.all_states, balances=self._strategy.balances)

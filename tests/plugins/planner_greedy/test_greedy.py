@@ -393,6 +393,21 @@ def test_of_updates_that_need_not_wait_the_simulation_decides_how_many_are_defer
         assert seconds <= other.seconds * ROUNDING
 
 
+def test_where_no_update_must_wait_no_step_is_longer_for_what_may():
+    """Where states live is chosen for updates beside backward, too: by the lane model, which defers, it was another."""
+    profile = example_profile(layers=8, width=512, tokens=2**13, seed=1)
+    workload = Workload(micro_batches=1, update=Update.DEFERRED, clips=False, chunk_elements=2**20, versions=1)
+    plans = greedy(GreedyConfig())
+    peak = evaluate(plans.plan(profile, PLENTY, workload), profile, workload, PLENTY).peak_bytes
+    for share in (0.3, 0.6, 0.9):
+        budget = evolve(PLENTY, host_bytes=int(peak[Tier.HOST] * share))
+        seconds = {}
+        for update in (Update.OPTIMIZED, Update.DEFERRED):
+            told = evolve(workload, update=update)
+            seconds[update] = evaluate(plans.plan(profile, budget, told), profile, told, budget).seconds
+        assert seconds[Update.DEFERRED] <= seconds[Update.OPTIMIZED] * ROUNDING
+
+
 def test_deferred_gradients_wait_on_the_drives_where_host_memory_is_full():
     profile, _, workload = problem_of(update=Update.DEFERRED, clips=True)
     family = Family(profile, workload, rank_items(profile, Ranking.SECONDS))
