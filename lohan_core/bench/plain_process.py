@@ -134,7 +134,7 @@ class _Failure:
 def _serve(
     connection: Connection[Any, Any], workload: StepWorkload, batch_size: int, trainer_arguments: Mapping[str, Any]
 ) -> None:
-    """Answer each number with a step, or with a failure, until the other end closes."""
+    """Answer each number with a step, or with a failure, until the other end closes, or is no more."""
     import torch
 
     try:
@@ -142,7 +142,7 @@ def _serve(
         connection.send(None)
         while True:
             connection.send(trainer.step(make_batch(workload, batch_size, connection.recv())))
-    except EOFError:
+    except (EOFError, ConnectionError):
         return
     except Exception as error:  # noqa: BLE001 - told to whoever asked
         line = str(error).partition("\n")[0]

@@ -27,7 +27,8 @@ def train(
     from lohan_core.registry import load_registry
     from lohan_core.train import train as carry_out
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     quiet_transformers()
     registry = load_registry()
     complete = carry_out(load_config(config, overrides or [], registry), registry, Console(highlight=False))

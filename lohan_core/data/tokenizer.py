@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeAlias
 
 import xxhash
@@ -31,9 +32,11 @@ def load_tokenizer(model_path: Path | str, *, trust_remote_code: bool = False) -
             str(model_path), trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        if not any(Path(model_path).glob("*token*")) and not any(Path(model_path).glob("*vocab*")):
+            reason = "there is no file of one"
         raise DataError(
-            f"{model_path}: has no tokenizer that can be loaded ({reason[0]}); copy the model's tokenizer files there, "
+            f"{model_path}: has no tokenizer that can be loaded ({reason}); copy the model's tokenizer files there, "
             'or give the data as "input_ids"'
         ) from error
     # Some classes load from a directory without any tokenizer file, with special tokens for a vocabulary.

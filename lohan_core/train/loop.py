@@ -149,7 +149,7 @@ class _Run:
         seconds = saving_seconds(engine.plan, engine.profile, engine.workload)
         step = simulate(engine.schedule, engine.profile.machine).seconds
         self._checkpoint_every = every or steps_between_saves(seconds, step)
-        if seconds:
+        if seconds and engine.finished_step < self._config.run.steps:
             when = "every step" if self._checkpoint_every == 1 else f"every {self._checkpoint_every} steps"
             self._progress.say(f"saving: {when}, which then takes about {seconds:.2g} s more (run.checkpoint_every)")
 

@@ -8,6 +8,7 @@ import torch
 from attrs import evolve
 from transformers import LlamaConfig
 
+from lohan_core.bench import plain_process
 from lohan_core.bench.plain_memory import plain_bytes, why_plain_does_not_fit
 from lohan_core.bench.plain_process import PlainContender, PlainOutOfMemoryError, PlainProcess
 from lohan_core.bench.workloads import WORKLOADS, model_config, write_model_directory
@@ -93,8 +94,6 @@ def test_one_that_runs_out_of_memory_drops_out_and_says_so():
 
 
 def test_running_out_of_memory_is_told_from_other_failures(monkeypatch):
-    from lohan_core.bench import plain_process
-
     sent = []
 
     class Connection:
@@ -112,3 +111,12 @@ def test_running_out_of_memory_is_told_from_other_failures(monkeypatch):
         ("OutOfMemoryError: CUDA", True),
         ("RuntimeError: other", False),
     ]
+
+
+def test_it_ends_in_silence_when_nobody_asks_any_more(monkeypatch):
+    class Connection:
+        def send(self, _):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(plain_process, "PlainTrainer", lambda **_: None)
+    plain_process._serve(Connection(), SMOKE, 1, {})

@@ -177,6 +177,8 @@ def test_tokens_need_no_tokenizer_but_texts_do(open_data, write_lines, tmp_path)
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
         with pytest.raises(DataError, match=rf"{model_type}: .*tokenizer"):
             open_data(path, model_path=folder)
+    with pytest.raises(DataError, match=r"llama: has no tokenizer .* \(there is no file of one\); copy"):
+        open_data(path, model_path=tmp_path / "llama")
 
 
 def test_code_of_a_tokenizer_is_not_run(open_data, write_lines, tmp_path):
