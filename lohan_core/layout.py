@@ -10,6 +10,7 @@ state of one byte per element or more fills whole 4096-byte sectors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from math import prod
 
 from attrs import field, frozen
@@ -76,6 +77,7 @@ class Chunk:
         return self.stop - self.start
 
 
+@lru_cache(maxsize=1024)  # a schedule, and the engine for each of its tasks, cuts the same few lengths again and again
 def cut_into_chunks(elements: int, chunk_elements: int) -> tuple[Chunk, ...]:
     """Cut a flat vector into chunks of ``chunk_elements``, a multiple of ``BLOCK_ALIGNMENT``; the last may be shorter.
 

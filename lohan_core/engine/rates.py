@@ -245,14 +245,14 @@ def _make_update(optimizer: Optimizer, form: StateFormat, chunk_elements: int) -
     size = max(LEAST_UPDATE_BYTES, CACHES * largest_cache_bytes())
     elements = size // form.record_bytes(BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
     record = form.open_record(allocate_host(form.record_bytes(elements), pin=False), elements)
-    gradient = record.values[WEIGHTS].fill_(1e-3)  # where states in host memory have it
+    record.values[WEIGHTS].fill_(1e-3)  # where states in host memory have their gradients
     parameters = Hyperparameters(step=1, lr=1e-4, weight_decay=0.0)
 
     def run() -> None:
         for start in range(0, elements, chunk_elements):
             stop = min(start + chunk_elements, elements)
-            values = record.slice(start, stop, form.vectors)
+            values = record.slice(start, stop)
             states = {field.name: values[field.name] for field in form.fields}
-            optimizer.update(values[MASTER], states, gradient[start:stop], values[WEIGHTS], parameters)
+            optimizer.update(values[MASTER], states, values[WEIGHTS], values[WEIGHTS], parameters)
 
     return _Update(elements, run)

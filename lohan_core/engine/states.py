@@ -62,7 +62,7 @@ class StateFormat:
             vector.name: raw[vector.name].view(self.dtypes[vector.name])[: vector.values(elements)]
             for vector in self.vectors
         }
-        return Record(raw, values)
+        return Record(raw, values, self.vectors)
 
     def extents(self, blocks: Sequence[BlockLayout]) -> dict[str, int]:
         """Names and sizes in bytes of the extents that hold all vectors of all blocks."""
@@ -77,16 +77,25 @@ class StateFormat:
 class Record:
     """A slice of every vector of a block, in memory: raw bytes for I/O, typed values for the optimizer."""
 
-    def __init__(self, raw: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    def __init__(self, raw: Mapping[str, Tensor], values: Mapping[str, Tensor], vectors: Sequence[StateVector]) -> None:
         self.raw = raw
         self.values = values
+        self._vectors = vectors
+        self._slices: dict[tuple[int, int], Mapping[str, Tensor]] = {}
 
-    def slice(self, start: int, stop: int, vectors: Sequence[StateVector]) -> dict[str, Tensor]:
-        """Return the values of elements ``start:stop`` of every vector."""
-        return {
-            vector.name: self.values[vector.name][start // vector.elements_per_value : vector.values(stop)]
-            for vector in vectors
-        }
+    def slice(self, start: int, stop: int) -> Mapping[str, Tensor]:
+        """Return the values of elements ``start:stop`` of every vector.
+
+        They are cut once: a record that stays is updated in the same pieces in every step, and each cut would have to
+        win Python's lock back from the thread that launches kernels.
+        """
+        slices = self._slices.get((start, stop))
+        if slices is None:
+            slices = self._slices[start, stop] = {
+                vector.name: self.values[vector.name][start // vector.elements_per_value : vector.values(stop)]
+                for vector in self._vectors
+            }
+        return slices
 
 
 class States:
@@ -194,12 +203,12 @@ class States:
             self.store, self._blocks, self.form, self._chunk_elements, dtype, resident=self.resident
         )
 
-    def _resident_chunks(self) -> Iterator[tuple[int, Chunk, dict[str, Tensor], Record]]:
+    def _resident_chunks(self) -> Iterator[tuple[int, Chunk, Mapping[str, Tensor], Record]]:
         """Go through what lives in memory and has extents: block, chunk, its values, and a record to move them by."""
         elements = self._saving_elements
         for block in sorted(self.resident.keys() - self.unstored):
             for chunk in self._blocks[block].chunks(elements):
-                here = self.resident[block].slice(chunk.start, chunk.stop, self.form.vectors)
+                here = self.resident[block].slice(chunk.start, chunk.stop)
                 yield block, chunk, here, self.form.open_record(self._saving, chunk.elements)
 
     def _transfers(self, move: Move, block: int, chunk: Chunk, record: Record, names: Sequence[str]) -> list[Transfer]:

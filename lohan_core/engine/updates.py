@@ -141,18 +141,20 @@ class Updates:
     def update(self, task: Task) -> None:
         """cpu: one chunk."""
         chunk = self._chunk(task)
-        gradient = self._host_gradient(task, chunk)
-        resident = self._states.resident.get(task.block)
-        record, base = (resident, 0) if resident is not None else (self._record(task, chunk), chunk.start)
         into = self._states.copies.get(task.block) if self._speculates(task.block) else None
-        self._update(self._optimizer, task.block, chunk, record=record, base=base, gradient=gradient, into=into)
+        resident = self._states.resident.get(task.block)
+        if resident is not None:
+            self._update(self._optimizer, task.block, chunk, record=resident, base=0, into=into)
+            return
+        record, gradient = self._record(task, chunk), self._host_gradient(task, chunk)
+        self._update(self._optimizer, task.block, chunk, record=record, base=chunk.start, gradient=gradient, into=into)
 
     def update_on_gpu(self, task: Task) -> None:
         """gpu: a whole layer, whose gradients are in the place of its weights."""
         assert self._gpu_optimizer is not None  # noqa: S101 - no plan has states there otherwise
         record = self._states.on_gpu[task.block]
         whole = Chunk(index=0, start=0, stop=self._blocks[task.block].elements)
-        self._update(self._gpu_optimizer, task.block, whole, record=record, base=0, gradient=record.values[WEIGHTS])
+        self._update(self._gpu_optimizer, task.block, whole, record=record, base=0)
 
     def _speculates(self, block: int) -> bool:
         return self.data.speculates and block in self._speculative
@@ -165,34 +167,34 @@ class Updates:
         *,
         record: Record,
         base: int,
-        gradient: Tensor,
+        gradient: Tensor | None = None,
         into: Record | None = None,
     ) -> None:
         """Update a chunk in spans of equal hyperparameters, in place, or leaving ``record`` as it is, in another one.
 
-        Records begin at element ``base`` of the block.
+        Records begin at element ``base`` of the block. Without ``gradient``, G16 is in the place of the record's P16.
         """
         form = self._states.form
         terms = self.data.deferred if block in self._deferred and not self._speculates(block) else self.data.terms
         assert terms is not None  # noqa: S101 - the engine gives them with a schedule that has deferred updates
         for start, stop, decays in self._blocks[block].spans(chunk):
-            here = slice(start - chunk.start, stop - chunk.start)
             hyperparameters = Hyperparameters(
                 step=terms.step,
                 lr=terms.lr,
                 weight_decay=self._weight_decay if decays else 0.0,
                 gradient_factor=terms.gradient_factor,
             )
-            old = record.slice(start - base, stop - base, form.vectors)
+            old = record.slice(start - base, stop - base)
             states = {field.name: old[field.name] for field in form.fields}
+            g16 = old[WEIGHTS] if gradient is None else gradient[start - chunk.start : stop - chunk.start]
             if into is None:
-                optimizer.update(old[MASTER], states, gradient[here], old[WEIGHTS], hyperparameters)
+                optimizer.update(old[MASTER], states, g16, old[WEIGHTS], hyperparameters)
                 continue
-            new = into.slice(start - base, stop - base, form.vectors)
+            new = into.slice(start - base, stop - base)
             optimizer.update_into(
                 old[MASTER],
                 states,
-                gradient[here],
+                g16,
                 new[WEIGHTS],
                 hyperparameters,
                 new_master=new[MASTER],

@@ -15,8 +15,9 @@ TABLE = Path(__file__).parents[2] / "bench" / "steps" / "table.py"
 def test_what_the_command_prints_becomes_a_table(tmp_path):
     arguments = ["step", "--directory", str(tmp_path), "--device", "cpu", "--steps", "1", "--warm-up", "1", "--json"]
     files = []
-    for workload, batch in (("smoke", "2"), ("smoke-ssd", "2")):
-        ended = CliRunner().invoke(bench, [*arguments, "--batch", batch, "--set", "profiler.seconds=0.001", workload])
+    for workload, also in (("smoke", ()), ("smoke-ssd", ("--no-plain",))):
+        quick = ("--batch", "2", "--set", "profiler.seconds=0.001")
+        ended = CliRunner().invoke(bench, [*arguments, *quick, *also, workload])
         assert ended.exit_code == 0, ended.output
         files.append(tmp_path / f"{workload}.json")
         files[-1].write_text(ended.stdout)
@@ -29,5 +30,6 @@ def test_what_the_command_prints_becomes_a_table(tmp_path):
     by_name = [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
     assert [(row["workload"], row["batch"]) for row in by_name] == [("smoke", "2"), ("smoke-ssd", "2")]
     assert float(by_name[0]["ratio"]) > 0
+    assert by_name[1]["ratio"] == "-"
     assert by_name[0]["drives, bytes/parameter"] == "-"
     assert 20 < float(by_name[1]["drives, bytes/parameter"]) < 40
