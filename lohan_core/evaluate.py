@@ -23,8 +23,6 @@ from lohan_core.units import format_bytes
 __all__ = ["Evaluation", "Shortfall", "TimeModel", "check_plan", "evaluate", "require_feasible", "simulate_step"]
 
 _REMEDIES = {
-    Tier.GPU: "lower run.micro_batch_size, run.batch_size or data.sequence_length, keep less on the GPU, or raise "
-    f"memory.gpu, of which up to {format_bytes(MOST_FOR_LIBRARIES)} are left to libraries",
     Tier.HOST: "put states on ssd, lower memory.chunk or run.batch_size, or raise memory.host",
     Tier.SSD: "free space, add storage.directories, or raise memory.ssd",
 }
@@ -143,7 +141,7 @@ def evaluate(
                 tier=tier,
                 needed_bytes=peak[tier],
                 available_bytes=available[tier],
-                remedy=_remedy(tier, workload),
+                remedy=_remedy(tier, plan, profile, workload),
             )
             for tier in Tier
             if peak[tier] > available[tier]
@@ -151,10 +149,24 @@ def evaluate(
     )
 
 
-def _remedy(tier: Tier, workload: Workload) -> str:
+def _remedy(tier: Tier, plan: Plan, profile: Profile, workload: Workload) -> str:
+    if tier is Tier.GPU:
+        return _gpu_remedy(plan, profile, workload)
     if tier is Tier.SSD and workload.versions > 1:
         return _SSD_REMEDY_OF_SEVERAL_VERSIONS
     return _REMEDIES[tier]
+
+
+def _gpu_remedy(plan: Plan, profile: Profile, workload: Workload) -> str:
+    """Name what would be less on the GPU, of what there is."""
+    lower = ["run.micro_batch_size"] * (profile.micro_batch_size > 1) + ["run.batch_size"] * (
+        workload.micro_batches > 1
+    )
+    keeps = any(Tier.GPU in (b.states, b.inputs, *b.keep.values()) for b in plan.blocks)
+    return (
+        f"lower {' or '.join([*lower, 'data.sequence_length'])}, {'keep less on the GPU, ' if keeps else ''}or raise "
+        f"memory.gpu, of which up to {format_bytes(MOST_FOR_LIBRARIES)} are left to libraries"
+    )
 
 
 def _predict(

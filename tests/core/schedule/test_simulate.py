@@ -166,8 +166,13 @@ def test_a_byte_too_few_is_infeasible_and_the_error_says_what_to_do(tier, proble
     assert message.startswith("planner 'any': the plan needs ")
     assert f" on {tier}, 1 B more than the " in message
     assert ("durability: none" in message) == (tier is Tier.SSD and problem.workload.versions > 1)
-    remedy = {Tier.GPU: "run.micro_batch_size", Tier.HOST: "states on ssd", Tier.SSD: "storage.directories"}[tier]
+    remedy = {Tier.GPU: "data.sequence_length", Tier.HOST: "states on ssd", Tier.SSD: "storage.directories"}[tier]
     assert remedy in message
+    if tier is Tier.GPU:
+        assert ("run.micro_batch_size" in message) == (problem.profile.micro_batch_size > 1)
+        assert ("run.batch_size" in message) == (problem.workload.micro_batches > 1)
+        there = any(Tier.GPU in (b.states, b.inputs, *b.keep.values()) for b in problem.plan.blocks)
+        assert ("keep less on the GPU" in message) == there
     assert "\n" not in message
 
 
