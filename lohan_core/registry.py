@@ -120,11 +120,24 @@ class Registry:
             raise BackendError(f"{kind} backend {name!r} is offered by {providers}; uninstall all but one")
         if not named:
             choices = {offer.backend.name for offer in self._offers if offer.kind == kind}
-            broken = "".join(
-                f". Plugin {b.provider.plugin!r} of {b.provider} is broken: {b.reason}" for b in self._broken
-            )
-            raise BackendError(f"no {kind} backend is called {name!r}. {choose_one_of(name, choices)}{broken}")
+            raise self._unknown(f"no {kind} backend is called {name!r}", name, choices)
         return named[0].backend
+
+    def named(self, name: str) -> tuple[Offer, ...]:
+        """Return all offers of one name, whatever their kind.
+
+        Raises:
+            BackendError: there is none.
+        """
+        offers = tuple(offer for offer in self.offers if offer.backend.name == name)
+        if not offers:
+            choices = {offer.backend.name for offer in self._offers}
+            raise self._unknown(f"no backend is called {name!r}", name, choices)
+        return offers
+
+    def _unknown(self, what: str, name: str, choices: Iterable[str]) -> BackendError:
+        broken = "".join(f". Plugin {b.provider.plugin!r} of {b.provider} is broken: {b.reason}" for b in self._broken)
+        return BackendError(f"{what}. {choose_one_of(name, choices)}{broken}")
 
     @overload
     def open_backend(self, kind: Literal[Kind.STORAGE], name: str, settings: object, **runtime: object) -> Storage: ...

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 import typer
 from attrs import asdict
 
-from lohan_core.errors import BackendError
 from lohan_core.registry import Offer, Registry, load_registry
-from lohan_core.suggest import choose_one_of
 
 __all__ = ["plugins"]
 
@@ -41,11 +39,10 @@ def described(registry: Registry, name: str) -> dict[str, list[dict[str, Any]]]:
     """
     from lohan_core.config.reference import keys
 
-    named = [offer for offer in registry.offers if offer.backend.name == name]
-    if not named:
-        choices = {offer.backend.name for offer in registry.offers}
-        raise BackendError(f"no backend is called {name!r}. {choose_one_of(name, choices)}")
-    backends = [_offered(offer) | {"keys": [asdict(key) for key in keys(offer.backend.config)]} for offer in named]
+    backends = [
+        _offered(offer) | {"keys": [asdict(key) for key in keys(offer.backend.config)]}
+        for offer in registry.named(name)
+    ]
     return {"backends": backends, "broken": []}
 
 

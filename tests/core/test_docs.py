@@ -17,7 +17,8 @@ from lohan_core import errors, hookspecs
 from lohan_core.backend import Backend, Kind
 from lohan_core.cli.compare import LOSSES_DIFFER, NOTHING_FITS
 from lohan_core.cli.train import STOPPED
-from lohan_core.config.reference import meanings, render
+from lohan_core.config.load import SECTIONS
+from lohan_core.config.reference import keys, meanings, render
 from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.registry import load_registry
 from lohan_core.testing import suite
@@ -29,6 +30,12 @@ PLUGIN_PAGE = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
 def test_the_configuration_reference_is_current():
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == render(load_registry()), "run: python -m lohan_core.config.reference > docs/configuration.md"
+
+
+def test_every_shipped_key_has_a_meaning():
+    shipped = [offer.backend.config for offer in load_registry().offers if offer.provider.distribution == "lohan"]
+    for cls in (*SECTIONS.values(), *shipped):
+        assert not [key.name for key in keys(cls) if not key.meaning], cls
 
 
 def test_meanings_are_read_from_a_class_and_its_bases():
