@@ -88,11 +88,11 @@ def step(
 ) -> None:
     """Measure a named workload's training step, beside the same model trained by plain PyTorch with all it needs."""
     from lohan_core.bench.step import StepBenchOptions, render, run
-    from lohan_core.config.document import document_from_mapping
+    from lohan_core.config.document import Origin, document_from_mapping
 
     settings = document_from_mapping({}, Path.cwd())
     for assignment in set_ or ():
-        settings.override(assignment, Path.cwd())
+        settings.override(assignment, Origin.of_option("--set", assignment))
     chosen = {
         "workload": workload,
         "directory": str(directory),

@@ -22,7 +22,12 @@ DEFAULT_STEPS = 3
 def compare(
     config: ConfigFile,
     *,
-    planners: Annotated[str, typer.Option(metavar="NAME,NAME,…", help="Planners, as `lohan plugins` lists them.")],
+    planners: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME:KEY=VALUE,…", help="Planners, as `lohan plugins` lists them, with settings if you like."
+        ),
+    ],
     hardware: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Predict for a machine known by its rates; nothing is run then."),

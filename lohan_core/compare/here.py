@@ -9,7 +9,8 @@ from attrs import evolve
 from lohan_core.backend import Kind
 from lohan_core.compare.groups import group_by_memory
 from lohan_core.compare.kernels import deterministic_kernels
-from lohan_core.compare.predict import open_planners, predict_all
+from lohan_core.compare.planners import open_planners
+from lohan_core.compare.predict import predict_all
 from lohan_core.compare.records import Comparison, Measurement
 from lohan_core.compare.runner import carry_out
 from lohan_core.compare.scratch import scratch_config, scratch_folder
@@ -36,7 +37,7 @@ def compare_here(
     Args:
         config: a run's; the steps are its first ones, which make no updates on speculation. The run itself, if it was
             begun, is left alone.
-        planners: by name.
+        planners: as :func:`lohan_core.compare.planners.open_planners` takes them.
         registry: where backends are found.
         report: told how long steps go.
         steps: how many steps of each plan count; one more is taken before them.
@@ -82,7 +83,10 @@ def _run_all(
     failed: dict[str, str] = {}
     for group in groups:
         with scratch_folder(config, registry) as folder:
-            runs = {name: (scratch_config(folder, config, name, foreseen.profile), predictions[name]) for name in group}
+            runs = {
+                name: (scratch_config(folder / str(number), config, foreseen.profile), predictions[name])
+                for number, name in enumerate(group)
+            }
             outcomes = carry_out(runs, batches, registry, report, steps=steps)
         measured |= outcomes.measured
         failed |= outcomes.failed

@@ -24,12 +24,12 @@ FOLDER = "compare"
 PROFILE = "profile.json"
 
 
-def scratch_config(folder: Path, config: Config, planner: str, profile: Profile) -> Config:
-    """Make the config of one planner's run in ``folder``, which takes ``profile`` for granted instead of measuring."""
-    path = folder / PROFILE
+def scratch_config(directory: Path, config: Config, profile: Profile) -> Config:
+    """Make the config of a run in ``directory``, which takes ``profile`` for granted instead of measuring."""
+    path = directory.parent / PROFILE
     replace_durably(path, profile.to_json().encode())
     profiler = BackendChoice(kind=Kind.PROFILER, name="file", settings=FileProfilerConfig(path=path))
-    return evolve(config, run=evolve(config.run, dir=folder / planner), profiler=profiler)
+    return evolve(config, run=evolve(config.run, dir=directory), profiler=profiler)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from lohan_core.backend import Kind
-from lohan_core.compare.predict import open_planners, predict_all
+from lohan_core.compare.planners import open_planners
+from lohan_core.compare.predict import predict_all
 from lohan_core.compare.records import Comparison
 from lohan_core.config.sections import Config
 from lohan_core.engine.derive import Outline

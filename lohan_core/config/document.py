@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import yaml
 from attrs import Factory, define, frozen
@@ -23,6 +23,11 @@ class Origin:
 
     text: str
     directory: Path
+
+    @classmethod
+    def of_option(cls, option: str, value: str) -> Self:
+        """Return the origin of what an option of the command line was given."""
+        return cls(text=f"{option} {value}", directory=Path.cwd())
 
 
 @define
@@ -44,17 +49,16 @@ class Document:
                 return self.origins[path[:length]]
         return self.root
 
-    def override(self, assignment: str, directory: Path) -> None:
-        """Apply one ``section.key=value``; the value is YAML, and paths in it are relative to ``directory``.
+    def override(self, assignment: str, origin: Origin) -> None:
+        """Apply one ``section.key=value``; the value is YAML.
 
         Raises:
             ConfigError: it is not of that form, or goes through something that has no keys.
         """
-        origin = Origin(text=f"--set {assignment}", directory=directory)
         key, equals, text = assignment.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            raise ConfigError(f"{origin.text}: write --set section.key=value")
+            raise ConfigError(f"{origin.text}: write section.key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -99,7 +103,7 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     if isinstance(node, yaml.MappingNode):
         _locate(node, (), document, path)
     for assignment in overrides:
-        document.override(assignment, Path.cwd())
+        document.override(assignment, Origin.of_option("--set", assignment))
     return document
 
 

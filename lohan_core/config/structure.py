@@ -18,7 +18,7 @@ from lohan_core.errors import ConfigError
 from lohan_core.suggest import choose_one_of
 from lohan_core.units import Bytes, parse_bytes, parse_number, parse_whole_number
 
-__all__ = ["Problems", "structure", "structure_values"]
+__all__ = ["Problems", "structure", "structure_document", "structure_values"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=attrs.AttrsInstance)
@@ -88,9 +88,17 @@ def structure_values(cls: type[A], values: Mapping[str, Any], source: str) -> A:
     Raises:
         ConfigError: a line per mistake.
     """
-    document = Document(dict(values), Origin(text=source, directory=Path.cwd()))
+    return structure_document(cls, Document(dict(values), Origin(text=source, directory=Path.cwd())))
+
+
+def structure_document(cls: type[A], document: Document) -> A:
+    """Make a ``cls`` of all that a document holds.
+
+    Raises:
+        ConfigError: a line per mistake.
+    """
     problems = Problems(document)
-    made = structure(cls, values, (), document, problems)
+    made = structure(cls, document.values, (), document, problems)
     problems.raise_any()
     assert made is not None  # noqa: S101  # structure() notes a problem whenever it returns None
     return made

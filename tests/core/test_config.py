@@ -346,9 +346,9 @@ def test_an_override_may_replace_a_section_to_change_its_backend(file):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("run.steps", "--set run.steps: write --set section.key=value"),
-        ("run..steps=1", "--set run..steps=1: write --set section.key=value"),
-        ("=1", "--set =1: write --set section.key=value"),
+        ("run.steps", "--set run.steps: write section.key=value"),
+        ("run..steps=1", "--set run..steps=1: write section.key=value"),
+        ("=1", "--set =1: write section.key=value"),
         ("run.steps=[", "--set run.steps=[: the value is not YAML: "),
         ("run.steps.many=1", "--set run.steps.many=1: run.steps has no keys"),
         ("run.step=1", "--set run.step=1: run.step: unknown key. Did you mean 'steps'? "),

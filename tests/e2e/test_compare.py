@@ -89,7 +89,7 @@ def test_what_a_killed_comparison_left_on_other_drives_is_given_back(make_run, t
     drive = tmp_path / "drive"
     drive.mkdir()
     run = make_run(storage={"directories": [str(drive)]})
-    in_the_second_store = Death(event="os.rename", path=r"compare/keep_all/store/manifest\.json\.new$", nth=2)
+    in_the_second_store = Death(event="os.rename", path=r"compare/1/store/manifest\.json\.new$", nth=2)
     ended = compare(run, "--steps", "1", dies=in_the_second_store)
     assert ended.code < 0
     assert [name for name in files_under(drive) if name.endswith(".extent")]
@@ -114,7 +114,10 @@ def test_another_machine_is_only_predicted(make_run):
         (["--planners", "greedi"], "no planner backend is called 'greedi'. Did you mean 'greedy'?"),
         (["--planners", ","], "--planners: name one at least"),
         (["--planners", "greedy,keep_all,greedy"], "--planners: greedy is named twice"),
-        (["--planners", "mixed"], "--planners: mixed is not the config's own planner"),
+        (["--planners", "mixed"], "--planners mixed: activations: is missing, and has no default"),
+        (["--planners", "zero:states"], "--planners zero:states: write NAME:KEY=VALUE"),
+        (["--planners", "zero:states=gpu"], "--planners zero:states=gpu: states: got 'gpu'. Choose one of"),
+        (["--planners", "zero:stages=3"], "--planners zero:stages=3: stages: unknown key. Did you mean 'states'?"),
         (["--planners", "greedy", "--hardware", "rtx-9999"], "no machine is called 'rtx-9999'"),
         (["--planners", "greedy", "--hardware", "rtx-4090", "--steps", "2"], "--steps: nothing is run with --hardware"),
         (["--planners", "greedy", "--report", "no/page.html"], "--report: no/page.html cannot be written"),
@@ -137,6 +140,17 @@ def test_a_planner_of_the_config_has_its_settings(make_run):
         (row,) = compared(run, *arguments, planners="keep_all")["planners"]
         moved[tier] = row["predicted"]["activation_bytes"]
     assert moved["host"] > moved["gpu"]
+
+
+def test_one_planner_is_compared_with_itself(make_run):
+    """Its settings are part of its name, in what is run too."""
+    named = ["keep_nothing", "keep_nothing:states=host", "mixed:activations=keep_all:states=keep_nothing"]
+    found = compared(make_run(), "--steps", "1", planners=",".join(named))
+    assert [row["planner"] for row in found["planners"]] == named
+    assert found["losses_identical"] is True
+    on_drives, in_memory, mixed = (row["measured"]["read_bytes"] for row in found["planners"])
+    assert on_drives > in_memory == 0
+    assert mixed == on_drives
 
 
 def test_a_run_can_be_traced(make_run):

@@ -7,7 +7,8 @@ from by_tiers import least_gpu_bytes
 from comparisons import BUDGET, PROFILE, WORKLOAD, plan_of
 
 from lohan_core.budget import plannable_host_bytes
-from lohan_core.compare.predict import NamedPlanner, predict_all
+from lohan_core.compare.planners import NamedPlanner
+from lohan_core.compare.predict import predict_all
 from lohan_core.errors import PlanError
 from lohan_core.interfaces.optimizer import OptimizerConfig
 from lohan_core.interfaces.planner import Planner
