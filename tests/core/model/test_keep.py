@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 import torch
 from everything import EVERYTHING
@@ -44,6 +46,22 @@ def test_operators_are_counted_as_they_reach_the_dispatcher():
     assert names[1:] == ["mm", "relu"], "and the transposition, whatever torch calls it"
     assert sorted(kept) == [1, 2]
     assert torch.equal(kept[1].outputs, x @ x.T)
+
+
+def test_nothing_of_torch_compile_runs_around_an_operator():
+    """It would take the host as long as all else that is done for one."""
+
+    class Looking(OperatorCounter):
+        callers: tuple[str, ...] = ()
+
+        def run(self, occurrence, func, args, kwargs):
+            self.callers = tuple(frame.filename for frame in traceback.extract_stack())
+            return super().run(occurrence, func, args, kwargs)
+
+    with Looking() as looking:
+        torch.ones(3).exp()
+    assert looking.callers
+    assert not [name for name in looking.callers if "_dynamo" in name]
 
 
 def test_only_what_is_wanted_is_kept():
