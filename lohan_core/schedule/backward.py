@@ -96,8 +96,7 @@ class _WayBack:
         held = state.kept[index]
         if not held.moved:
             return
-        before = self._order[position - KEPT_IN_FLIGHT] if position >= KEPT_IN_FLIGHT else None
-        free = () if before is None else (state.made[before],)
+        free = self._room(position)
         saved = state.saved[index, micro_batch]
         where = {"block": index, "micro_batch": micro_batch}
         if not held.ssd:
@@ -113,6 +112,15 @@ class _WayBack:
             )
             ring.release(slot, [upload])
         self.uploads[index, micro_batch] = (upload,)
+
+
+    def _room(self, position: int) -> tuple[int, ...]:
+        """Return the tasks after which what comes and goes leaves room for the kept bytes at ``position``."""
+        state = self._state
+        leaving = KEPT_IN_FLIGHT - 1 - len(self.uploads)  # so many sets may still be on their way out
+        gone = state.offloads[-1 - leaving : len(state.offloads) - leaving]
+        used = (state.made[self._order[position - KEPT_IN_FLIGHT]],) if position >= KEPT_IN_FLIGHT else ()
+        return (*gone, *used)
 
 
 def _take_gradients(state: StepState, index: int) -> Taken:

@@ -17,7 +17,6 @@ def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
     The weights of the last layers stay on the GPU when the layers are through: backward begins with them. Those of the
     postlude are on their way by then.
     """
-    offloads: list[int] = []
     _emit_updates_on_gpu(state)
     _emit_prelude(state)
     for index in state.layers:
@@ -26,7 +25,7 @@ def emit_forward(state: StepState, *, scores_only: bool = False) -> None:
                 load_weights(state, ahead)
         if index == state.layers[-1]:
             load_weights(state, state.postlude)
-        _emit_layer(state, index, offloads, keeps=not scores_only)
+        _emit_layer(state, index, keeps=not scores_only)
         behind = state.postlude - state.builder.rings["weights"].pool.slots
         if scores_only or index < behind:
             unload_weights(state, index, state.made[index, state.micro_batches[-1]])
@@ -59,12 +58,12 @@ def _emit_prelude(state: StepState) -> None:
     unload_weights(state, 0, state.made[0, state.micro_batches[-1]])
 
 
-def _emit_layer(state: StepState, index: int, offloads: list[int], *, keeps: bool) -> None:
+def _emit_layer(state: StepState, index: int, *, keeps: bool) -> None:
     loaded, block = state.loaded[index], state.block(index)
     seconds = block.seconds + (keeping_seconds(block, state.decisions(index)) if keeps else 0.0)
     leaves = not keeps or index < state.postlude - state.builder.rings["weights"].pool.slots
     for micro_batch in state.micro_batches:
-        moved = (offloads[-KEPT_IN_FLIGHT],) if len(offloads) >= KEPT_IN_FLIGHT else ()
+        moved = (state.offloads[-KEPT_IN_FLIGHT],) if len(state.offloads) >= KEPT_IN_FLIGHT else ()
         made = state.builder.add(
             Op.FORWARD,
             block=index,
@@ -76,10 +75,10 @@ def _emit_layer(state: StepState, index: int, offloads: list[int], *, keeps: boo
         )
         state.made[index, micro_batch] = made
         if keeps:
-            _emit_offload(state, index, micro_batch, made, offloads)
+            _emit_offload(state, index, micro_batch, made)
 
 
-def _emit_offload(state: StepState, index: int, micro_batch: int, made: int, offloads: list[int]) -> None:
+def _emit_offload(state: StepState, index: int, micro_batch: int, made: int) -> None:
     """Emit the way out of what a block keeps of one micro-batch: to host memory, and on to the drives."""
     held = state.kept[index]
     if not held.moved:
@@ -97,7 +96,7 @@ def _emit_offload(state: StepState, index: int, micro_batch: int, made: int, off
         spill = state.builder.add(Op.SPILL, work=held.ssd, after=(offload,), touches=(slot,), gives=(slot,), **where)
         ring.release(slot, [spill])
         state.saved[index, micro_batch] = (offload, spill)
-    offloads.append(offload)
+    state.offloads.append(offload)
 
 
 def _emit_scores(state: StepState) -> None:

@@ -45,6 +45,8 @@ class StepState:
     """(block, micro-batch) to the task that made the activation or gradient which the next block in order takes."""
     saved: dict[tuple[int, int], tuple[int, ...]] = field(factory=dict)
     """(block, micro-batch) to the tasks after which its kept bytes are safe off the GPU."""
+    offloads: list[int] = field(factory=list)
+    """The offloads of forward, in order."""
     last_backward: dict[int, int] = field(factory=dict)
     """Block to its last backward task: its gradients are complete."""
     held: set[Slot] = field(factory=set)

@@ -39,9 +39,13 @@ def test_the_cap_is_enforced_and_a_run_stays_below_it(tmp_path, models, cuda):
         engine.step(batch, lr=1e-3)
 
 
-@pytest.mark.parametrize("planner", [HOST, {"backend": "keep_all", "candidates": "gpu"}])
+@pytest.mark.parametrize(
+    "planner",
+    [HOST, *({"backend": "keep_all", "candidates": tier} for tier in ("gpu", "host"))],
+    ids=lambda planner: planner.get("candidates", "nothing"),
+)
 def test_steps_take_no_more_than_the_plan_reckoned(tmp_path, models, cuda, planner):
-    batch = make_batch(2, micro_batches=2, rows=8, length=48)
+    batch = make_batch(2, micro_batches=4, rows=8, length=48)
     before = torch.cuda.memory_allocated(cuda)
     with open_run(tmp_path, models["llama"], batch, run={"device": "cuda"}, planner=planner) as engine:
         engine.step(batch, lr=1e-3)  # cuBLAS takes its workspaces
