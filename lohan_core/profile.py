@@ -88,7 +88,8 @@ class Machine:
     no GPU, so that the ``gpu``, ``h2d``, ``d2h`` and ``cpu`` lanes share one processor; rates are of each lane alone.
     ``memory_bytes_per_second``: what updates share with all that is copied into and out of host memory meanwhile, by
     the GPU and the drives; None: copies do not slow updates down. ``gpu_parameters_per_second``: updates on the GPU of
-    states that live there; None: the optimizer has none for it, or there is no GPU.
+    states that live there; None: the optimizer has none for it, or there is no GPU. ``ssd_endurance_bytes``: what
+    may be written to all drives together in their life; None: not known.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Machine:
     cpu_computes: bool = False
     memory_bytes_per_second: float | None = field(default=None, validator=optional(gt(0)))
     gpu_parameters_per_second: float | None = field(default=None, validator=optional(gt(0)))
+    ssd_endurance_bytes: int | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)

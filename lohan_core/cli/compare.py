@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lohan_core.cli.machine import Drives, HostMemory, machine_asked_about
 from lohan_core.cli.options import ConfigFile, Overrides
 
 __all__ = ["compare"]
@@ -32,6 +33,8 @@ def compare(
         str | None,
         typer.Option(metavar="NAME|FILE", help="Predict for a machine known by its rates; nothing is run then."),
     ] = None,
+    drives: Drives = None,
+    host: HostMemory = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Steps of each plan that count, 3 by default; one is taken before them.", min=1),
@@ -55,13 +58,14 @@ def compare(
     from lohan_core.compare.there import compare_on
     from lohan_core.config import load_config
     from lohan_core.errors import ConfigError
-    from lohan_core.hardware import find_hardware
     from lohan_core.registry import load_registry
     from lohan_core.report import comparison_page, write_page
     from lohan_core.train.progress import RunProgress
 
     if hardware is not None and steps is not None:
         raise ConfigError("--steps: nothing is run with --hardware; leave one of them out")
+    if hardware is None and (drives is not None or host is not None):
+        raise ConfigError("--drives and --host are about the machine of --hardware: give that too")
     quiet_transformers()
     if page is not None:
         require_writable("--report", page)
@@ -72,7 +76,8 @@ def compare(
         if hardware is None:
             found = compare_here(settings, names, registry, progress.show, steps=steps or DEFAULT_STEPS)
         else:
-            found = compare_on(find_hardware(hardware), settings, names, registry, progress.show)
+            machine, settings = machine_asked_about(hardware, drives, host, settings)
+            found = compare_on(machine, settings, names, registry, progress.show)
     print(json.dumps(summarize(found), indent=1) if as_json else render(found))
     if page is not None:
         write_page(page, comparison_page(found))

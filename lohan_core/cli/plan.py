@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import attrs
 import typer
 
+from lohan_core.cli.machine import Drives, HostMemory, machine_asked_about
 from lohan_core.cli.options import ConfigFile, Overrides
 
 __all__ = ["plan"]
@@ -22,10 +22,8 @@ def plan(
         str | None,
         typer.Option(metavar="NAME|FILE", help="Plan for a machine known by its rates, instead of measuring this one."),
     ] = None,
-    drives: Annotated[int | None, typer.Option(help="Number of drives of that machine.", min=1)] = None,
-    host: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Main memory of that machine; memory.host is no limit then.")
-    ] = None,
+    drives: Drives = None,
+    host: HostMemory = None,
     largest: Annotated[
         bool, typer.Option("--largest", help="Look for the largest model of the family that fits that machine.")
     ] = False,
@@ -47,11 +45,9 @@ def plan(
     from lohan_core.errors import ConfigError
     from lohan_core.forecast.answer import plan_here, plan_on
     from lohan_core.forecast.render import render
-    from lohan_core.hardware import find_hardware, with_overrides
     from lohan_core.registry import load_registry
     from lohan_core.report import plan_page, write_page
     from lohan_core.train.progress import RunProgress
-    from lohan_core.units import parse_bytes
 
     quiet_transformers()
     if hardware is None and (drives is not None or host is not None or largest):
@@ -64,23 +60,14 @@ def plan(
         if hardware is None:
             report = plan_here(settings, registry, resolve_device(settings.run.device), report=progress.show)
         else:
-            try:
-                host_bytes = None if host is None else parse_bytes(host)
-            except ValueError as error:
-                raise ConfigError(f"--host: {error}") from None
-            if host_bytes is not None:  # what is asked about is that machine, not this one's limit
-                settings = attrs.evolve(settings, memory=attrs.evolve(settings.memory, host=None))
-            machine = find_hardware(hardware)
-            try:
-                machine = with_overrides(machine, drives=drives, host=host_bytes)
-            except ConfigError as error:
-                raise ConfigError(f"--{error}") from None
+            machine, settings = machine_asked_about(hardware, drives, host, settings)
             report = plan_on(settings, registry, machine, largest=largest, report=progress.show)
     if as_json:
         print(json.dumps(report.plain(), indent=1))
     else:
         Console(highlight=False).print(render(report), soft_wrap=True)
-    if page is not None and report.planned is not None:
-        planned = report.planned
+    if page is not None and (planned := report.planned) is not None:
         write_page(page, plan_page(planned.plan, planned.profile, planned.workload, planned.budget))
+    elif page is not None:
+        print(f"warning: --report: {page} was not written, since there is no step to show", file=sys.stderr)
     raise typer.Exit(0 if report.fits else 1)

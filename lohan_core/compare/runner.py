@@ -16,6 +16,7 @@ from lohan_core.config.sections import Config
 from lohan_core.data import Batch, Batches
 from lohan_core.engine import Engine, open_engine
 from lohan_core.engine.device import resolve_device
+from lohan_core.engine.updates import NonFiniteGradientError
 from lohan_core.errors import PlanError
 from lohan_core.progress import Report
 from lohan_core.registry import Registry
@@ -76,6 +77,9 @@ def _take_turns(
             runners[name].step(batches[step], step)
         except PlanError as error:
             failed[name] = str(error)
+        except NonFiniteGradientError as error:
+            # Without what else it says: there is no run here to be opened again. Other plans would come to the same.
+            raise NonFiniteGradientError(f"{name}: {error.__cause__}") from error
         if name in failed:  # not above: an error that is being handled holds on to the engine
             runners.pop(name).engine.close()
             _collect_memory()

@@ -129,7 +129,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "planner": row["planner"],
         "predicted": format_seconds(predicted["seconds"]),
         "measured": format_seconds(measured["seconds"]) if measured else "",
-        "off by": f"{predicted['seconds'] / measured['seconds'] - 1:+.0%}" if measured else "",
+        "off by": f"{measured['seconds'] / predicted['seconds'] - 1:+.0%}" if measured else "",
         "tokens/s": f"{known['tokens_per_second']:,.0f}",
         "read": format_bytes(known["read_bytes"]),
         "written": format_bytes(known["written_bytes"]),

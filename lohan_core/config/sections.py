@@ -129,15 +129,17 @@ class RunConfig:
         device: `cpu`, `cuda`, `cuda:N`, or `auto`: the first CUDA device if there is one, else the CPU.
         dtype: Dtype of compute weights, activations and gradients: `bfloat16` or `float32`. Master weights and
             optimizer states are float32 either way.
-        eval_every: Evaluate each time so many steps are done, and after the last; `null`: only after the last.
-        tensorboard: Whether to write TensorBoard events too.
-        update: When states are updated. `optimized`: during backward, with reading, updating and writing overlapped;
-            `deferred`: likewise, or in the next step's forward just ahead of their use, as the planner decides block by
-            block; `naive`: during backward, one chunk after the other; `serial`: after backward. Where gradients are
-            clipped, all but deferred updates run after backward; `speculative`: as `deferred`, but once four steps in
-            a row were not clipped, updates run during backward, in copies of the states, until a step turns out to be
-            clipped after all and its updates are made anew; takes another copy of such states in host memory, as far
-            as there is room, and half as much space again on the drives. The results are the same.
+        eval_every: Evaluate before the first step, each time so many steps are done, and after the last; `null`: only
+            after the last. Needs `data.eval`.
+        tensorboard: Whether to write TensorBoard events too, into `tensorboard/` of the run directory (needs
+            `lohan[tensorboard]`).
+        update: When states are updated. `serial`: after backward. `naive`: during backward, one chunk after the other.
+            `optimized`: during backward, with reading, updating and writing overlapped. (Where gradients are clipped,
+            these three update after backward, when the norm is known.) `deferred`: as `optimized`, or in the next
+            step's forward just ahead of their use, as the planner decides block by block. `speculative`: as `deferred`;
+            and once four steps in a row were not clipped, updates run during backward in copies of the states, and are
+            made again if the step turns out to be clipped. The copies take host memory, as far as there is room, and
+            half as much space again on the drives. The results are the same with all.
         replan_after: Steps after which the profile is corrected by what a step was measured to take and the planner is
             asked again, once in each process; `null`: never. The results do not depend on it.
         durability: `step`: a crash loses at most the steps since the last durable one, for twice the space;

@@ -150,7 +150,7 @@ class Outline:
         gpu_updates: bool = False,
     ) -> Profile:
         """Profile the model on ``hardware``; arguments as for :func:`derive_profile`."""
-        flop_rate, bandwidth = compute_rate(hardware), compute_bandwidth(hardware)
+        flop_rate, bandwidth = compute_rate(hardware, self.dtype.itemsize), compute_bandwidth(hardware)
         with self._mode:
             tokens = torch.zeros((micro_batch_size, sequence_length), dtype=torch.long)
             inputs = {"input_ids": tokens, "labels": tokens}

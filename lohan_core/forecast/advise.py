@@ -10,14 +10,19 @@ from attrs import evolve, frozen
 
 from lohan_core.forecast.forecast import Forecast
 
-__all__ = ["BatchAdvice", "End", "recommend_batch"]
+__all__ = ["BatchAdvice", "End", "ForecastOf", "recommend_batch", "sizes_to_try"]
 
 LARGEST_BATCH = 1024
+TOKENS_AT_ONCE = 32 * 1024
+"""So many tokens in a micro-batch, or a few rows, keep any GPU busy: larger ones are not tried."""
+ROWS_AT_ONCE = 32
 WORTH_DOUBLING = 1.05
 """A larger batch is advised as long as doubling it makes tokens come so many times faster."""
 
-FASTER = 1 + 1e-9
-"""A micro-batch is faster if it is by more than what rounding makes of equal steps."""
+FASTER = 1.01
+"""A larger micro-batch is advised if it is so many times faster: a smaller one leaves room for smaller batches."""
+SLOWER = 1.25
+"""Where a micro-batch is so many times slower than a larger one, no smaller ones are tried."""
 
 
 class End(StrEnum):
@@ -39,10 +44,18 @@ class BatchAdvice:
     micro_batch_size: int
     tokens_per_second: float
     ends_at: End = End.SPEED
+    tried: tuple[int, ...] = ()
+    """Micro-batch sizes that it was chosen from."""
 
 
 ForecastOf: TypeAlias = Callable[[int, int], Forecast | None]
 """Forecasts a step by its batch size and its micro-batch size; None if it does not fit."""
+
+
+def sizes_to_try(sequence_length: int) -> tuple[int, ...]:
+    """Return the micro-batch sizes that are worth trying: powers of two."""
+    most = min(LARGEST_BATCH, max(ROWS_AT_ONCE, TOKENS_AT_ONCE // sequence_length))
+    return tuple(1 << power for power in range(most.bit_length()))
 
 
 def recommend_batch(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...]) -> BatchAdvice | None:
@@ -61,19 +74,25 @@ def recommend_batch(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...])
         best = _fastest(forecast_of, [size for size in micro_batch_sizes if size <= batch_size], batch_size)
         if best is not None:
             smaller = _shrunk(forecast_of, best)
-            return smaller if smaller != best else _grown(forecast_of, best)
+            advice = smaller if smaller != best else _grown(forecast_of, best)
+            return evolve(advice, tried=micro_batch_sizes)
     return None
 
 
 def _fastest(forecast_of: ForecastOf, micro_batch_sizes: list[int], batch_size: int) -> BatchAdvice | None:
-    """Find the micro-batch size with which a batch is fastest; the smaller one among equals."""
-    found: BatchAdvice | None = None
-    for size in micro_batch_sizes:
+    """Find the micro-batch size with which a batch is fastest; the smaller one among those that are about as fast."""
+    found: list[BatchAdvice] = []
+    fastest = 0.0
+    for size in reversed(micro_batch_sizes):
         advice = _rated(forecast_of, batch_size, size)
-        # A smaller micro-batch is not always the one that fits: only several of them need room for gradients' sums.
-        if advice is not None and (found is None or advice.tokens_per_second > FASTER * found.tokens_per_second):
-            found = advice
-    return found
+        if advice is None:
+            # A smaller micro-batch is not always the one that fits: only several of them need room for gradients' sums.
+            continue
+        if fastest > SLOWER * advice.tokens_per_second:
+            break
+        fastest = max(fastest, advice.tokens_per_second)
+        found.append(advice)
+    return next((advice for advice in reversed(found) if FASTER * advice.tokens_per_second >= fastest), None)
 
 
 def _grown(forecast_of: ForecastOf, best: BatchAdvice) -> BatchAdvice:

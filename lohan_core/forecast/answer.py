@@ -15,7 +15,7 @@ from lohan_core.engine.derive import Outline
 from lohan_core.engine.states import StateFormat
 from lohan_core.engine.subject import open_subject
 from lohan_core.errors import PlanError
-from lohan_core.forecast.advise import recommend_batch
+from lohan_core.forecast.advise import BatchAdvice, ForecastOf, recommend_batch, sizes_to_try
 from lohan_core.forecast.case import Case
 from lohan_core.forecast.family import Shape, largest_that_fits, scaled_outline
 from lohan_core.forecast.forecast import Forecast, forecast_plan
@@ -28,8 +28,6 @@ from lohan_core.registry import Registry
 from lohan_core.states import StateVector
 
 __all__ = ["plan_here", "plan_on"]
-
-MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: bool, report: Report) -> PlanReport:
@@ -49,15 +47,13 @@ def plan_on(config: Config, registry: Registry, hardware: Hardware, *, largest: 
     )
     outline = Outline.of(config)
     profile_of = asker.profiles(outline)
-    drives = hardware.drives
     found = _answer(
         case,
         profile_of,
-        MICRO_BATCH_SIZES,
+        sizes_to_try(config.data.sequence_length),
         config.run,
         report,
         parameters=outline.parameters,
-        endurance_bytes=drives.count * drives.endurance if drives.endurance else None,
     )
     return evolve(found, largest=asker.largest(case, outline), searched_largest=True) if largest else found
 
@@ -89,7 +85,6 @@ def _answer(
     report: Report,
     *,
     parameters: int,
-    endurance_bytes: int | None = None,
 ) -> PlanReport:
     """Forecast the run's own step, and recommend a batch; no step is planned or simulated twice."""
 
@@ -117,7 +112,6 @@ def _answer(
             step.workload,
             step.budget,
             parameters=parameters,
-            endurance_bytes=endurance_bytes,
             save_every=run.checkpoint_every,
         )
 
@@ -127,10 +121,19 @@ def _answer(
         planned=None if isinstance(own, PlanError) else own,
         refusal=str(own) if isinstance(own, PlanError) else None,
         speedups={} if isinstance(own, PlanError) else speedups(case, own, report),
-        advice=recommend_batch(forecast, micro_batch_sizes),
+        advice=_advise(forecast, micro_batch_sizes, run),
         largest=None,
         searched_largest=False,
     )
+
+
+def _advise(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...], run: RunConfig) -> BatchAdvice | None:
+    """Recommend a batch; where the run's own step is faster, one of its own micro-batches."""
+    advice, own = recommend_batch(forecast_of, micro_batch_sizes), forecast_of(run.batch_size, run.micro_batch_size)
+    if own is None or (advice is not None and advice.tokens_per_second >= own.tokens_per_second):
+        return advice
+    mine = recommend_batch(forecast_of, (run.micro_batch_size,))
+    return max(filter(None, (advice, mine)), key=lambda found: found.tokens_per_second, default=None)
 
 
 class _Asker:

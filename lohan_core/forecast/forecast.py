@@ -79,7 +79,6 @@ def forecast_plan(
     budget: Budget,
     *,
     parameters: int,
-    endurance_bytes: int | None = None,
     save_every: int | None = None,
 ) -> Forecast:
     """Predict one step of a plan.
@@ -90,7 +89,6 @@ def forecast_plan(
         workload: what the plan was made for.
         budget: likewise.
         parameters: number of trained parameters, as people count them.
-        endurance_bytes: what may be written to all drives together in their life.
         save_every: steps between durable ones; None: as often as costs little.
     """
     memory = evaluate(plan, profile, workload, budget, TimeModel.LANES)
@@ -102,7 +100,7 @@ def forecast_plan(
     written = work[Lane.SSD_WRITE]
     saving, saved = saving_seconds(plan, profile, workload), saved_bytes(plan, profile, workload)
     save_every = save_every or steps_between_saves(saving, timeline.seconds)
-    worn = written + saved / save_every
+    worn, endurance = written + saved / save_every, profile.machine.ssd_endurance_bytes
     return Forecast(
         machine=profile.machine.name,
         planner=plan.planner,
@@ -124,7 +122,7 @@ def forecast_plan(
         budget_bytes=budget.by_tier,
         ssd_read_bytes=work[Lane.SSD_READ],
         ssd_written_bytes=written,
-        drive_life_steps=endurance_bytes / worn if endurance_bytes and worn else None,
+        drive_life_steps=endurance / worn if endurance and worn else None,
         clipped_seconds=_clipped_seconds(plan, profile, workload),
     )
 

@@ -112,9 +112,10 @@ def _advice(report: PlanReport) -> Iterator[str]:
     if report.advice is not None:
         advice = report.advice
         why = _WHY_NO_LARGER_BATCH[advice.ends_at]
+        alone = "; other micro-batches were not tried" if len(advice.tried) == 1 else ""
         yield (
             f"Recommended: run.batch_size: {advice.batch_size}, run.micro_batch_size: {advice.micro_batch_size} "
-            f"({advice.tokens_per_second:,.0f} tokens/s): {why}."
+            f"({advice.tokens_per_second:,.0f} tokens/s): {why}{alone}."
         )
     else:
         yield "No batch size fits."

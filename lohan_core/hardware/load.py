@@ -12,7 +12,7 @@ from lohan_core.config.structure import Problems, structure
 from lohan_core.errors import ConfigError
 from lohan_core.hardware.sections import Hardware
 from lohan_core.suggest import choose_one_of
-from lohan_core.units import Bytes
+from lohan_core.units import Bytes, format_bytes
 
 __all__ = ["find_hardware", "load_hardware", "shipped_names", "with_overrides"]
 
@@ -50,6 +50,10 @@ def load_hardware(path: Path) -> Hardware:
     Raises:
         ConfigError: a line per mistake, with file, line and key.
     """
+    if path.suffix == ".json":
+        raise ConfigError(
+            f"{path}: a profile is no hardware file; plan with it by --set 'profiler={{backend: file, path: {path}}}'"
+        )
     document = read_document(path)
     problems = Problems(document)
     hardware = structure(Hardware, document.values, (), document, problems)
@@ -59,18 +63,21 @@ def load_hardware(path: Path) -> Hardware:
 
 
 def with_overrides(hardware: Hardware, *, drives: int | None = None, host: Bytes | None = None) -> Hardware:
-    """Return the same machine with another number of drives, or other main memory.
+    """Return the same machine with another number of drives, or other main memory; its name says so.
 
     Raises:
         ConfigError: the number or size is impossible; begins with the name of the parameter.
     """
-    name = "drives"
+    parameter = "drives"
+    changed = []
     try:
         if drives is not None:
             hardware = evolve(hardware, drives=evolve(hardware.drives, count=drives))
-        name = "host"
+            changed.append(f"{drives} drive{'s' if drives > 1 else ''}")
+        parameter = "host"
         if host is not None:
             hardware = evolve(hardware, host=evolve(hardware.host, memory=host))
+            changed.append(f"{format_bytes(host)} of main memory")
     except ValueError as error:
-        raise ConfigError(f"{name}: {error.args[0]}") from None
-    return hardware
+        raise ConfigError(f"{parameter}: {error.args[0]}") from None
+    return evolve(hardware, name=f"{hardware.name} (here with {' and '.join(changed)})") if changed else hardware

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lohan_core.errors import ConfigError
 from lohan_core.hardware.sections import DriveSection, Hardware
 from lohan_core.profile import Machine
 from lohan_core.states import StateVector
 
+FP32_BYTES = 4
 __all__ = ["compute_bandwidth", "compute_rate", "make_machine", "update_bytes"]
 
+FP32_BYTES = 4
 
-def compute_rate(hardware: Hardware) -> float:
-    """FLOPs per second of matrix products on what computes."""
-    rate = hardware.gpu.flops_per_second if hardware.gpu else hardware.host.flops_per_second
-    assert rate is not None  # noqa: S101  # Hardware asks for one of the two
+
+def compute_rate(hardware: Hardware, weight_bytes: int) -> float:
+    """FLOPs per second of matrix products on what computes.
+
+    Raises:
+        ConfigError: they are in fp32, of which the file says nothing.
+    """
+    gpu, host = hardware.gpu, hardware.host
+    in_fp32 = weight_bytes == FP32_BYTES
+    rate = (gpu.fp32_flops_per_second if in_fp32 else gpu.flops_per_second) if gpu else host.flops_per_second
+    if rate is None:
+        raise ConfigError(
+            f"{hardware.name}: its rate in fp32 is not known; give gpu.fp32_flops_per_second, or run.dtype: bfloat16"
+        )
     return rate
 
 
@@ -44,7 +57,7 @@ def make_machine(
     host_bytes = host.memory - host.reserved
     return Machine(
         name=hardware.name,
-        gpu_flops_per_second=compute_rate(hardware),
+        gpu_flops_per_second=compute_rate(hardware, weight_bytes),
         h2d_bytes_per_second=gpu.h2d if gpu else host.memory_bandwidth / 2,
         d2h_bytes_per_second=gpu.d2h if gpu else host.memory_bandwidth / 2,
         ssd_read_bytes_per_second=read,
@@ -57,6 +70,7 @@ def make_machine(
         ssd_bytes=hardware.drives.count * hardware.drives.capacity,
         cpu_computes=gpu is None,
         memory_bytes_per_second=float(host.memory_bandwidth) if gpu else None,
+        ssd_endurance_bytes=hardware.drives.count * hardware.drives.endurance if hardware.drives.endurance else None,
     )
 
 

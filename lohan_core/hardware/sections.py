@@ -10,6 +10,21 @@ from lohan_core.units import Bytes, format_bytes
 __all__ = ["DriveSection", "GpuSection", "Hardware", "HostSection"]
 
 
+LEAST_RATE = Bytes(10**6)
+LEAST_FLOPS = 1e9
+"""Rates below these are mistakes: of a unit that was left out."""
+
+
+def _is_a_rate(_instance: object, attribute: Attribute[Bytes], value: Bytes) -> None:
+    if value < LEAST_RATE:
+        raise ValueError(f"{attribute.name!r} must be 1 MB/s at least, got {value} B/s: give its unit")
+
+
+def _are_flops(_instance: object, attribute: Attribute[float], value: float) -> None:
+    if value < LEAST_FLOPS:
+        raise ValueError(f"{attribute.name!r} must be {LEAST_FLOPS:g} at least, got {value:g}")
+
+
 def _says_something(_instance: object, attribute: Attribute[str], value: str) -> None:
     if not value.strip():
         raise ValueError(f"{attribute.name!r} must not be empty")
@@ -20,7 +35,8 @@ class GpuSection:
     """The GPU and its link to the host.
 
     Attributes:
-        flops_per_second: Rate of large matrix products in the type that a run computes in, without sparsity.
+        flops_per_second: Rate of large matrix products in 16-bit types, without sparsity.
+        fp32_flops_per_second: The same in fp32; needed for runs of that type only.
         memory_bandwidth: Bytes per second of the GPU's own memory: what bounds all operators but the products.
         memory: Memory of the GPU.
         reserved: What of it no run can have: the driver's context and the libraries' workspaces.
@@ -28,12 +44,13 @@ class GpuSection:
         d2h: Bytes per second to the host; both directions reach their rates at the same time.
     """
 
-    flops_per_second: float = field(validator=gt(0.0))
-    memory_bandwidth: Bytes = field(validator=gt(Bytes(0)))
+    flops_per_second: float = field(validator=_are_flops)
+    fp32_flops_per_second: float | None = field(default=None, validator=optional(_are_flops))
+    memory_bandwidth: Bytes = field(validator=_is_a_rate)
     memory: Bytes = field(validator=gt(Bytes(0)))
     reserved: Bytes = field(default=Bytes(2**30), validator=ge(Bytes(0)))
-    h2d: Bytes = field(validator=gt(Bytes(0)))
-    d2h: Bytes = field(validator=gt(Bytes(0)))
+    h2d: Bytes = field(validator=_is_a_rate)
+    d2h: Bytes = field(validator=_is_a_rate)
 
     def __attrs_post_init__(self) -> None:
         if self.reserved >= self.memory:
@@ -54,8 +71,8 @@ class HostSection:
 
     memory: Bytes = field(validator=gt(Bytes(0)))
     reserved: Bytes = field(default=Bytes(4 * 2**30), validator=ge(Bytes(0)))
-    memory_bandwidth: Bytes = field(validator=gt(Bytes(0)))
-    flops_per_second: float | None = field(default=None, validator=optional(gt(0.0)))
+    memory_bandwidth: Bytes = field(validator=_is_a_rate)
+    flops_per_second: float | None = field(default=None, validator=optional(_are_flops))
     update_rate: float | None = field(default=None, validator=optional(gt(0.0)))
 
     def __attrs_post_init__(self) -> None:
@@ -79,10 +96,10 @@ class DriveSection:
     """
 
     count: int = field(validator=ge(1))
-    read: Bytes = field(validator=gt(Bytes(0)))
-    write: Bytes = field(validator=gt(Bytes(0)))
+    read: Bytes = field(validator=_is_a_rate)
+    write: Bytes = field(validator=_is_a_rate)
     capacity: Bytes = field(validator=gt(Bytes(0)))
-    array_limit: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
+    array_limit: Bytes | None = field(default=None, validator=optional(_is_a_rate))
     simplex: bool = True
     endurance: Bytes | None = field(default=None, validator=optional(gt(Bytes(0))))
 

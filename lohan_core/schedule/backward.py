@@ -113,7 +113,6 @@ class _WayBack:
             ring.release(slot, [upload])
         self.uploads[index, micro_batch] = (upload,)
 
-
     def _room(self, position: int) -> tuple[int, ...]:
         """Return the tasks after which what comes and goes leaves room for the kept bytes at ``position``."""
         state = self._state

@@ -61,7 +61,8 @@ def test_a_plan_for_a_machine_that_is_elsewhere(monkeypatch, capsys, config):
     assert set(forecast["busy"]) == {"gpu", "h2d", "d2h", "ssd_read", "ssd_write", "cpu"}
     assert forecast["bounds"] in forecast["occupied"]
     assert forecast["drive_life_steps"] == pytest.approx(3 * 7e15 / forecast["ssd_written_bytes"])
-    assert plan["advice"]["micro_batch_size"] in {1, 2, 4, 8, 16, 32}
+    assert forecast["machine"] == "RTX 4090, 12 drives (here with 3 drives)"
+    assert plan["advice"]["micro_batch_size"] in plan["advice"]["tried"]
     assert plan["largest"] is None
     assert not (config.parent / "run").exists(), "it only predicts"
 
@@ -127,10 +128,31 @@ def test_what_does_not_fit_is_told_and_is_exit_code_1(monkeypatch, capsys, confi
     assert code == 1
     assert "Does not fit" in out
     assert "lower run.micro_batch_size" in out
-    code, out, _ = run(monkeypatch, capsys, *arguments, "--json")
+    page = config.parent / "plan.html"
+    code, out, err = run(monkeypatch, capsys, *arguments, "--json", "--report", page)
+    assert f"warning: --report: {page} was not written" in err
+    assert not page.exists()
     plan = json.loads(out)
     assert (code, plan["fits"], plan["forecast"], plan["advice"]) == (1, False, None, None)
     assert "on gpu" in plan["refusal"]
+
+
+def test_a_machine_that_the_profiler_knows_wears_its_drives_as_that_of_hardware(monkeypatch, capsys, config):
+    lives = []
+    for machine in (("--hardware", "h200"), ("--set", "profiler={backend: file, hardware: h200}")):
+        _, out, _ = run(monkeypatch, capsys, "plan", config, "--json", *machine)
+        lives.append(json.loads(out)["forecast"]["drive_life_steps"])
+    assert lives[0] == lives[1] > 0
+
+
+def test_advice_is_never_slower_than_the_runs_own_step(monkeypatch, capsys, config):
+    """Nor does it speak of all batches where it only saw the run's own micro-batch."""
+    arguments = ("--hardware", "rtx-4090", "--set", "run.batch_size=96", "--set", "run.micro_batch_size=96", "--json")
+    _, out, _ = run(monkeypatch, capsys, "plan", config, *arguments)
+    plan = json.loads(out)
+    assert plan["advice"]["tokens_per_second"] >= plan["forecast"]["tokens_per_second"]
+    _, out, _ = run(monkeypatch, capsys, "plan", config, "--set", "profiler={backend: file, hardware: rtx-4090}")
+    assert "other micro-batches were not tried" in out
 
 
 @pytest.mark.slow
@@ -175,7 +197,7 @@ def test_a_derived_profile_is_written_too(monkeypatch, capsys, config):
     chosen = ("--set", "profiler={backend: file, hardware: h200, drives: 4}")
     code, _, _ = run(monkeypatch, capsys, "profile", config, "-o", out_file, *chosen)
     assert code == 0
-    assert Profile.from_json(out_file.read_text()).machine.name == "H200, 8 drives"
+    assert Profile.from_json(out_file.read_text()).machine.name == "H200, 8 drives (here with 4 drives)"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +225,10 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_done(monkeypatch, c
         (("--drives", "2"), "--drives, --host and --largest are about the machine of --hardware"),
         (("--largest",), "--drives, --host and --largest are about the machine of --hardware"),
         (("--hardware", "cray-1"), "no machine is called 'cray-1'"),
+        (
+            ("--hardware", "profile.json"),
+            "profile.json: a profile is no hardware file; plan with it by --set",
+        ),
         (("--hardware", "rtx-4090", "--host", "much"), "--host: wants a size such as 24GiB"),
         (("--hardware", "rtx-4090", "--host", "1GiB"), "--host: 'memory' must be more than what is reserved"),
         (("--hardware", "absent.yaml"), "absent.yaml: cannot read"),

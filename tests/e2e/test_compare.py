@@ -101,8 +101,8 @@ def test_what_a_killed_comparison_left_on_other_drives_is_given_back(make_run, t
 def test_another_machine_is_only_predicted(make_run):
     run = make_run()
     page = run.folder / "page.html"
-    found = compared(run, "--hardware", "rtx-4090", "--report", page)
-    assert found["machine"].startswith("RTX 4090")
+    found = compared(run, "--hardware", "rtx-4090", "--drives", "1", "--host", "64GiB", "--report", page)
+    assert found["machine"] == "RTX 4090, 12 drives (here with 1 drive and 64.0 GiB of main memory)"
     assert all(row["predicted"] and row["measured"] is None for row in found["planners"])
     assert not run.directory.exists()
     assert "<title>LoHan: Planners compared</title>" in page.read_text()
@@ -120,6 +120,7 @@ def test_another_machine_is_only_predicted(make_run):
         (["--planners", "zero:stages=3"], "--planners zero:stages=3: stages: unknown key. Did you mean 'states'?"),
         (["--planners", "greedy", "--hardware", "rtx-9999"], "no machine is called 'rtx-9999'"),
         (["--planners", "greedy", "--hardware", "rtx-4090", "--steps", "2"], "--steps: nothing is run with --hardware"),
+        (["--planners", "greedy", "--drives", "2"], "--drives and --host are about the machine of --hardware"),
         (["--planners", "greedy", "--report", "no/page.html"], "--report: no/page.html cannot be written"),
     ],
 )
@@ -130,6 +131,13 @@ def test_mistakes_are_told_in_one_line(make_run, arguments, says):
     assert says in ended.err
     assert all(line.startswith("error: ") for line in ended.err.splitlines())
     assert not run.directory.exists()
+
+
+def test_gradients_that_are_not_finite_end_a_comparison(make_run):
+    ended = compare(make_run(), "--set", "optimizer.lr=1e30", planners="keep_nothing,keep_all")
+    assert ended.code == 1
+    assert "keep_nothing: step 2: the gradient norm is " in ended.err
+    assert "open the run again" not in ended.err, "there is none"
 
 
 def test_a_planner_of_the_config_has_its_settings(make_run):

@@ -277,12 +277,12 @@ def _strategy(
 
 
 def zero(config: StrategyConfig) -> Planner:
-    """Open ZeRO-Infinity's: block inputs to host memory, the rest recomputed. With states on host, ZeRO-Offload's."""
+    """Open ZeRO-Infinity's: block inputs to host memory, the rest recomputed."""
     return _strategy("zero", config, {Tier.HOST}, _inputs_only)
 
 
 def recompute_all(config: StrategyConfig) -> Planner:
-    """Open plain activation checkpointing: inputs stay on the GPU, the rest is recomputed."""
+    """Open plain checkpointing: inputs stay on the GPU, the rest is recomputed. With states on host, ZeRO-Offload's."""
     return _strategy("recompute_all", config, {Tier.GPU}, _inputs_only)
 
 

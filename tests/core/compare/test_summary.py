@@ -82,7 +82,7 @@ def test_text_leaves_out_what_was_not_measured():
     header, keeper, *_ = ran.split("\n\n")[1].splitlines()
     assert header.split()[:5] == ["planner", "predicted", "measured", "off", "by"]
     assert "gpu measured" not in header
-    assert "-50%" in keeper
+    assert "+100%" in keeper
     assert "In turn, step by step: keeper, </script>&." in ran
     for lane in Lane:
         assert lane in ran.split("\n\n")[2].splitlines()[0].split()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from lohan_core.budget import plannable_gpu_bytes
 from lohan_core.engine.derive import Outline
 from lohan_core.errors import ModelError, PlanError
 from lohan_core.forecast import forecast_plan, largest_that_fits, recommend_batch
-from lohan_core.forecast.advise import LARGEST_BATCH, End
+from lohan_core.forecast.advise import LARGEST_BATCH, End, sizes_to_try
 from lohan_core.forecast.family import SHAPES, Shape, scaled_config, scaled_outline
 from lohan_core.forecast.parts import Part
 from lohan_core.forecast.render import render
@@ -35,7 +36,7 @@ from lohan_core.schedule.task import Lane
 from lohan_core.units import format_bytes
 
 
-def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None, **limits):
+def forecast_of(profile, *, batch_size=1, states=Tier.SSD, **limits):
     case = case_with(states, **limits)
     plan, workload = case.plan(profile, batch_size // profile.micro_batch_size)
     return forecast_plan(
@@ -44,7 +45,6 @@ def forecast_of(profile, *, batch_size=1, states=Tier.SSD, endurance_bytes=None,
         workload,
         case.budget(profile.machine),
         parameters=(LAYERS + 2) * P,
-        endurance_bytes=endurance_bytes,
     )
 
 
@@ -74,9 +74,13 @@ def test_a_step_that_the_gpu_bounds():
 
 def test_a_step_that_the_drives_bound_and_their_life():
     slow = profile_of(
-        gpu_seconds=1e-6, ssd_read_bytes_per_second=1e6, ssd_write_bytes_per_second=1e6, ssd_mixed_bytes_per_second=1e6
+        gpu_seconds=1e-6,
+        ssd_read_bytes_per_second=1e6,
+        ssd_write_bytes_per_second=1e6,
+        ssd_mixed_bytes_per_second=1e6,
+        ssd_endurance_bytes=14 * (LAYERS + 2) * P * 1000,
     )
-    forecast = forecast_of(slow, endurance_bytes=14 * (LAYERS + 2) * P * 1000)
+    forecast = forecast_of(slow)
     assert forecast.bounds is Part.DRIVES
     assert forecast.clearly_bound
     assert forecast.busy[Lane.SSD_READ] + forecast.busy[Lane.SSD_WRITE] > forecast.occupied[Part.DRIVES]
@@ -86,14 +90,14 @@ def test_a_step_that_the_drives_bound_and_their_life():
 
 
 def test_nothing_written_wears_nothing():
-    forecast = forecast_of(profile_of(), states=Tier.HOST, endurance_bytes=10**15, ssd=0)
+    forecast = forecast_of(profile_of(ssd_endurance_bytes=10**15), states=Tier.HOST, ssd=0)
     assert (forecast.ssd_written_bytes, forecast.saved_bytes) == (0, 0)
     assert forecast.drive_life_steps is None
     assert forecast_of(profile_of()).drive_life_steps is None, "endurance is not known"
 
 
 def test_saving_states_in_memory_wears_the_drives():
-    forecast = forecast_of(profile_of(gpu_seconds=1e-3), states=Tier.HOST, endurance_bytes=10**15)
+    forecast = forecast_of(profile_of(gpu_seconds=1e-3, ssd_endurance_bytes=10**15), states=Tier.HOST)
     assert forecast.ssd_written_bytes == 0
     assert forecast.saved_bytes == pytest.approx(14 * (LAYERS + 2) * P, rel=0.1)
     assert forecast.drive_life_steps == pytest.approx(10**15 * forecast.save_every / forecast.saved_bytes)
@@ -138,6 +142,21 @@ def test_the_advice_is_the_smallest_batch_that_is_about_as_fast_as_any():
     assert rates[advice.batch_size // 4] < 0.9 * max(rates.values())
     assert advice.ends_at is End.SPEED
     assert advice_of(case_with(gpu=1), make, (1, 2)) is None
+
+
+@pytest.mark.parametrize(("faster", "micro_batch_size"), [(1.001, 1), (1.2, 32)])
+def test_a_larger_micro_batch_is_advised_if_it_is_worth_it(faster, micro_batch_size):
+    def forecast(_batch_size, size):
+        return SimpleNamespace(tokens_per_second=1000.0 * (faster if size == 32 else 1))
+
+    advice = recommend_batch(forecast, (1, 2, 4, 8, 16, 32))
+    assert (advice.batch_size, advice.micro_batch_size) == (micro_batch_size, micro_batch_size)
+
+
+def test_short_sequences_come_in_larger_micro_batches():
+    assert sizes_to_try(1024) == sizes_to_try(131072) == (1, 2, 4, 8, 16, 32)
+    assert sizes_to_try(256)[-1] == 128
+    assert sizes_to_try(1)[-1] == 1024
 
 
 def test_the_advice_says_why_no_larger_batch_is_advised():
@@ -247,7 +266,7 @@ ANSWER = PlanReport(
 
 
 def test_a_report_says_what_matters():
-    forecast = forecast_of(profile_of(gpu_seconds=1.0), endurance_bytes=10**12)
+    forecast = forecast_of(profile_of(gpu_seconds=1.0, ssd_endurance_bytes=10**12))
     largest = LargestModel(layers=2, heads=4, hidden=64, parameters=10**9)
     worth = {Part.GPU: 2.0, Part.MAIN_MEMORY: 3.0, Part.DRIVES: 1.01}
     report = evolve(ANSWER, forecast=forecast, speedups=worth, largest=largest, searched_largest=True)

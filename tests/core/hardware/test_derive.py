@@ -219,7 +219,7 @@ def test_a_hardware_file_of_ones_own_and_overrides(tmp_path):
     )
     text[0].write_text(text[1] + "drives: {count: 1, read: 3GB, write: 1GB, capacity: 1TB}\n")
     machine = FILE.open(FileProfilerConfig(path=text[0], drives=2)).profile(subject).machine
-    assert (machine.name, machine.ssd_read_bytes_per_second) == ("mine", 6e9)
+    assert (machine.name, machine.ssd_read_bytes_per_second) == ("mine (here with 2 drives)", 6e9)
     with pytest.raises(ValueError, match="'path' or 'hardware' must be given"):
         FileProfilerConfig()
     with pytest.raises(ValueError, match="'path' must be a hardware file where drives"):

@@ -58,6 +58,7 @@ def test_every_shipped_machine_is_plausible_and_tells_its_source(name):
     hardware = find_hardware(name)
     assert len(hardware.source) > 40
     machine = make_machine(hardware, ADAM, 2)
+    assert make_machine(hardware, ADAM, 4).gpu_flops_per_second <= machine.gpu_flops_per_second, "in fp32"
     assert 1e12 < machine.gpu_flops_per_second < 1e15
     assert 1e9 < machine.ssd_write_bytes_per_second <= machine.ssd_read_bytes_per_second < 1e11
     assert 1e10 < machine.h2d_bytes_per_second < 1e11
@@ -107,6 +108,8 @@ def test_without_a_gpu_a_copy_is_one_within_main_memory(write):
     assert machine.h2d_bytes_per_second == machine.d2h_bytes_per_second == 28e9
     assert machine.gpu_bytes == machine.host_bytes == 60 * 2**30
     assert machine.memory_bytes_per_second is None, "what copies take from updates, they take from the processor"
+    with pytest.raises(ConfigError, match=r"example: its rate in fp32 is not known; give gpu\.fp32_flops_per_second"):
+        make_machine(load_hardware(write(COMPLETE)), ADAM, 4)
     with pytest.raises(ConfigError, match="host: must have flops_per_second where there is no gpu"):
         load_hardware(write(text))
 
@@ -120,6 +123,7 @@ def test_without_a_gpu_a_copy_is_one_within_main_memory(write):
         ("count: 2", "count: 0", r"drives\.count: must be >= 1"),
         ("memory: 24GiB", "memory: 1GiB", r"machine\.yaml:6: gpu\.memory: must be more than what is reserved of it"),
         ("memory: 64GiB", "memory: 4GiB", r"host\.memory: must be more than what is reserved of it"),
+        ("read: 6GB", "read: 6000", r"machine\.yaml:14: drives\.read: must be 1 MB/s at least, got 6000 B/s"),
         ("name: example", "name: ''", r"machine\.yaml:1: name: must not be empty"),
     ],
 )
@@ -141,7 +145,8 @@ def test_drives_and_memory_can_be_others():
     hardware = find_hardware("rtx-4090")
     changed = with_overrides(hardware, drives=3, host=Bytes(128 * 2**30))
     assert (changed.drives.count, changed.host.memory) == (3, 128 * 2**30)
-    assert evolve(changed, drives=hardware.drives, host=hardware.host) == hardware
+    assert changed.name == "RTX 4090, 12 drives (here with 3 drives and 128 GiB of main memory)"
+    assert evolve(changed, name=hardware.name, drives=hardware.drives, host=hardware.host) == hardware
     assert with_overrides(hardware) == hardware
     with pytest.raises(ConfigError, match=r"^drives: 'count' must be >= 1"):
         with_overrides(hardware, drives=0)

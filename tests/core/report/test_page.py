@@ -88,7 +88,7 @@ def test_a_browser_shows_the_table_and_the_verdict(browser, compared):
     rows = {row.attributes["data-planner"]: row for row in page.one("#comparison").all("tr") if row.attributes}
     assert list(rows) == ["keeper", "</script>&", "greedier"]
     assert "it needs 3 GiB more" in rows["greedier"].words
-    assert "prediction -50 %" in rows["keeper"].words
+    assert "+100 %" in rows["keeper"].words
     width = {name: sum(int(cell.attributes.get("colspan", 1)) for cell in row.children) for name, row in rows.items()}
     assert len(set(width.values())) == 1, "every row has as many columns"
 
