@@ -25,14 +25,15 @@ _PROCESSOR = ("cpu_parameters_per_second", "memory_bytes_per_second")
 def speedups(case: Case, step: PlannedStep, report: Report) -> dict[Part, float]:
     """Plan a step anew with twice of each part of the machine, and return how many times faster it is then.
 
-    The plan that there is serves as well if the planner finds none that is faster, so nothing is ever a loss.
+    The plan that there is serves as well if the planner finds none that is faster, so nothing is ever a loss. (Where it
+    were one in the simulation, since copies that are faster take more from updates, they need not be.)
     """
     now = simulate_step(step.plan, step.profile, step.workload).seconds
     faster: dict[Part, float] = {}
     parts = _parts(step.profile.machine)
     for done, part in enumerate(parts):
         report("planning with a better machine", done, len(parts))
-        faster[part] = now / _seconds_with_twice(part, case, step)
+        faster[part] = max(1.0, now / _seconds_with_twice(part, case, step))
     report("planning with a better machine", len(parts), len(parts))
     return faster
 

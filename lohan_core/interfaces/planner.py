@@ -26,7 +26,7 @@ class Planner(ABC):
 
     @abstractmethod
     def plan(self, profile: Profile, budget: Budget, workload: Workload) -> Plan:
-        """Decide. The same arguments always give the same plan, and a larger budget never one with a longer step.
+        """Decide. The same arguments always give the same plan; a larger budget never one that it takes to be slower.
 
         Args:
             profile: what is known of machine and model.

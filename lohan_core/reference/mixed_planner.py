@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["MIXED", "MixedPlannerConfig"]
 
 _NAME = "mixed"
+HALVINGS = 4
+"""How often what the planner of states must do without is halved, to find how little of it is enough."""
 _BOUNDLESS = Budget(gpu_bytes=2**60, host_bytes=2**60, ssd_bytes=2**60)
 
 
@@ -48,31 +50,42 @@ class MixedPlanner(Planner):
 
         Neither knows what the other takes. While together they take more than there is, the planner of activations is
         asked again with less: with what was missing taken off, then with twice as much, and so on. If that does not
-        help, states may have filled the host memory: their planner is asked again with less of it, likewise.
+        help, states may have filled the host memory: their planner is asked again with less of it, likewise, and then
+        with some of that given back, as much as it can have.
 
         Raises:
             PlanError: one of the two has no plan, or together they have none that fits; said of the budget as given.
         """
         from lohan_core.evaluate import require_feasible
 
-        nearest: _Joined | None = None
-        less_bytes = 0
-        while less_bytes < budget.host_bytes or nearest is None:
+        def with_less(less_bytes: int) -> _Joined:
             given = evolve(budget, host_bytes=budget.host_bytes - less_bytes)
+            return self._join(self._states.plan(profile, given, workload), profile, budget, workload)
+
+        joined = nearest = with_less(0)
+        too_little = less_bytes = 0
+        while joined.shortfalls:
+            too_little, less_bytes = less_bytes, less_bytes + max(joined.missing_on(Tier.HOST), less_bytes)
+            if less_bytes == too_little or less_bytes >= budget.host_bytes:
+                break
             try:
-                joined = self._join(self._states.plan(profile, given, workload), profile, budget, workload)
+                joined = with_less(less_bytes)
             except PlanError:
-                if nearest is None:
-                    raise
                 break
-            if not joined.shortfalls:
-                return joined.plan
-            if nearest is None or joined.missing_bytes < nearest.missing_bytes:
-                nearest = joined
-            if not joined.missing_on(Tier.HOST):
+            nearest = min(nearest, joined, key=lambda each: each.missing_bytes)
+        if joined.shortfalls:
+            return require_feasible(nearest.plan, profile, workload, budget)
+        for _ in range(HALVINGS if less_bytes else 0):
+            between = (too_little + less_bytes) // 2
+            try:
+                other = with_less(between)
+            except PlanError:
                 break
-            less_bytes += max(joined.missing_on(Tier.HOST), less_bytes)
-        return require_feasible(nearest.plan, profile, workload, budget)
+            if other.shortfalls:
+                too_little = between
+            else:
+                joined, less_bytes = other, between
+        return joined.plan
 
     def _join(self, of_states: Plan, profile: Profile, budget: Budget, workload: Workload) -> _Joined:
         """Join activations to states; what does not fit at last is returned too.

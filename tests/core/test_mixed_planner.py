@@ -129,20 +129,55 @@ def peak_bytes(planner, problem, **changes):
     return evaluate(planner.plan(problem.profile, PLENTY, workload), problem.profile, workload, PLENTY).peak_bytes
 
 
-def test_states_give_way_where_activations_cannot():
-    """Each alone has room in host memory. Together they have not, and the activations' planner has no other plan."""
-    problem = PROBLEMS[4]
-    states = Filling()
-    budget = evolve(
-        PLENTY, host_bytes=max(peak_bytes(planner, problem)[Tier.HOST] for planner in (states, Insisting()))
+class Hungry(Planner):
+    """Keeps everything in host memory, or nothing but inputs if there is only room for those, or refuses."""
+
+    def plan(self, profile, budget, workload):
+        try:
+            return require_feasible(self.keeping(profile, everything=True), profile, workload, budget)
+        except PlanError:
+            return require_feasible(self.keeping(profile, everything=False), profile, workload, budget)
+
+    @staticmethod
+    def keeping(profile, *, everything):
+        blocks = tuple(
+            BlockPlan(
+                states=Tier.SSD,
+                inputs=Tier.HOST,
+                keep={candidate.index: Tier.HOST for candidate in block.candidates} if everything else {},
+            )
+            for block in profile.blocks
+        )
+        return Plan(planner="hungry", blocks=blocks)
+
+
+def with_large_candidates(problem):
+    blocks = tuple(
+        evolve(block, candidates=tuple(evolve(each, bytes=2 * each.bytes) for each in block.candidates))
+        for block in problem.profile.blocks
     )
+    return evolve(problem, profile=evolve(problem.profile, blocks=blocks))
+
+
+@pytest.mark.parametrize(("activations", "on_host"), [(Insisting(), 7), (Hungry(), 4)], ids=["insisting", "hungry"])
+def test_states_give_way_where_activations_cannot_and_no_further(activations, on_host):
+    """Each alone has room in host memory. Together they have not, and the activations' planner has no other plan."""
+    problem = with_large_candidates(PROBLEMS[4])
+    states = Filling()
+    alone = [peak_bytes(planner, problem)[Tier.HOST] for planner in (states, activations)]
+    budget = evolve(PLENTY, host_bytes=max(alone))
     states.asked.clear()
-    plan = MixedPlanner(Insisting(), states).plan(problem.profile, budget, problem.workload)
-    assert evaluate(plan, problem.profile, problem.workload, budget).feasible
+    plan = MixedPlanner(activations, states).plan(problem.profile, budget, problem.workload)
     assert {block.inputs for block in plan.blocks} == {Tier.HOST}
-    assert {block.states for block in plan.blocks} == {Tier.HOST, Tier.SSD}
     assert states.asked[0] == budget.host_bytes
-    assert states.asked == sorted(states.asked, reverse=True)
+
+    def fits(count):
+        blocks = (evolve(b, states=Tier.HOST if i < count else Tier.SSD) for i, b in enumerate(plan.blocks))
+        return evaluate(evolve(plan, blocks=tuple(blocks)), problem.profile, problem.workload, budget).feasible
+
+    assert [block.states for block in plan.blocks].count(Tier.HOST) == on_host
+    assert fits(on_host)
+    assert not fits(on_host + 1)
 
 
 def test_what_is_lacking_is_said_of_the_budget_that_the_user_set():
