@@ -128,12 +128,13 @@ def _answer(
 
 
 def _advise(forecast_of: ForecastOf, micro_batch_sizes: tuple[int, ...], run: RunConfig) -> BatchAdvice | None:
-    """Recommend a batch; where the run's own step is faster, one of its own micro-batches."""
+    """Recommend a batch; where the run's own step is faster, of the run's own micro-batches if these are."""
     advice, own = recommend_batch(forecast_of, micro_batch_sizes), forecast_of(run.batch_size, run.micro_batch_size)
     if own is None or (advice is not None and advice.tokens_per_second >= own.tokens_per_second):
         return advice
     mine = recommend_batch(forecast_of, (run.micro_batch_size,))
-    return max(filter(None, (advice, mine)), key=lambda found: found.tokens_per_second, default=None)
+    best = max(filter(None, (advice, mine)), key=lambda found: found.tokens_per_second, default=None)
+    return best and evolve(best, tried=tuple(sorted({*micro_batch_sizes, run.micro_batch_size})))
 
 
 class _Asker:

@@ -25,8 +25,9 @@ _PROCESSOR = ("cpu_parameters_per_second", "memory_bytes_per_second")
 def speedups(case: Case, step: PlannedStep, report: Report) -> dict[Part, float]:
     """Plan a step anew with twice of each part of the machine, and return how many times faster it is then.
 
-    The plan that there is serves as well if the planner finds none that is faster, so nothing is ever a loss. (Where it
-    were one in the simulation, since copies that are faster take more from updates, they need not be.)
+    The plan that there is serves as well if the planner finds none that is faster. Nothing is a loss: faster copies
+    take more of the memory's bandwidth from updates, and a simulated step can be longer for it, but no copy must be so
+    fast.
     """
     now = simulate_step(step.plan, step.profile, step.workload).seconds
     faster: dict[Part, float] = {}

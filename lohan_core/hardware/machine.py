@@ -9,7 +9,6 @@ from lohan_core.hardware.sections import DriveSection, Hardware
 from lohan_core.profile import Machine
 from lohan_core.states import StateVector
 
-FP32_BYTES = 4
 __all__ = ["compute_bandwidth", "compute_rate", "make_machine", "update_bytes"]
 
 FP32_BYTES = 4

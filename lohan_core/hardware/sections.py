@@ -17,7 +17,7 @@ LEAST_FLOPS = 1e9
 
 def _is_a_rate(_instance: object, attribute: Attribute[Bytes], value: Bytes) -> None:
     if value < LEAST_RATE:
-        raise ValueError(f"{attribute.name!r} must be 1 MB/s at least, got {value} B/s: give its unit")
+        raise ValueError(f"{attribute.name!r} must be {LEAST_RATE} B/s at least, got {value}: give its unit")
 
 
 def _are_flops(_instance: object, attribute: Attribute[float], value: float) -> None:

@@ -95,7 +95,7 @@ _KNOWN: dict[int, _Facts] = {}
 """By the operator's identity, which is its own for as long as it is held here: its hash would be computed in Python."""
 
 
-def facts_of(func: OpOverload) -> _Facts:
+def _facts_of(func: OpOverload) -> _Facts:
     """Return what is known of an operator."""
     return _KNOWN.get(id(func)) or _learn(func)
 
@@ -135,7 +135,7 @@ def is_keepable(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, An
 
     Views and in-place operators alias their arguments; ``empty`` and its like return nothing worth keeping.
     """
-    if not facts_of(func).makes_values:
+    if not _facts_of(func).makes_values:
         return False
     tensors = _tensors(outputs)
     if not (any(tensor.numel() for tensor in tensors) and all(_is_dense(tensor) for tensor in tensors)):
@@ -161,7 +161,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def mutated_storages(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[int]:
     """Yield the identities of the storages that an operator writes into, as :func:`storage_of` gives them."""
-    for position, name in facts_of(func).written:
+    for position, name in _facts_of(func).written:
         for tensor in _tensors(args[position] if position < len(args) else kwargs.get(name)):
             yield storage_of(tensor)
 
@@ -187,7 +187,7 @@ class OperatorCounter(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Count one operator and hand it on."""
-        name = facts_of(func).name
+        name = _facts_of(func).name
         if name is None:
             return func(*args, **(kwargs or {}))
         before = self._counts.get(name, 0)
@@ -212,7 +212,7 @@ class Keeping(OperatorCounter):
     def run(self, occurrence: Occurrence, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operator; keep it if wanted; drop what it overwrites."""
         outputs = func(*args, **kwargs)
-        facts = facts_of(func)
+        facts = _facts_of(func)
         if facts.written and self.kept:
             for storage in mutated_storages(func, args, kwargs):
                 self._drop(storage)

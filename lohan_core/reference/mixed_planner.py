@@ -80,7 +80,8 @@ class MixedPlanner(Planner):
             try:
                 other = with_less(between)
             except PlanError:
-                break
+                too_little = between
+                continue
             if other.shortfalls:
                 too_little = between
             else:

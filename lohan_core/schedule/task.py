@@ -107,8 +107,8 @@ LANE_OF: Mapping[Op, Lane] = {
 
 
 GIVES_MEMORY = frozenset({(Op.OFFLOAD, Op.FORWARD), (Op.OFFLOAD, Op.UPLOAD), (Op.BACKWARD, Op.UPLOAD)})
-"""Pairs of which the second comes after the first for its memory alone: GPU memory that no pool holds, such as outputs
-on their way out. Of that the plan has counted ``sizes.KEPT_IN_FLIGHT`` sets; whoever allocates when a task is issued
+"""Pairs of which the second comes after the first for its memory: GPU memory that no pool holds, such as outputs on
+their way out. Of that the plan has counted ``sizes.KEPT_IN_FLIGHT`` sets; whoever allocates when a task is issued
 must wait for the first to be finished before that."""
 
 

@@ -123,7 +123,11 @@ def test_without_a_gpu_a_copy_is_one_within_main_memory(write):
         ("count: 2", "count: 0", r"drives\.count: must be >= 1"),
         ("memory: 24GiB", "memory: 1GiB", r"machine\.yaml:6: gpu\.memory: must be more than what is reserved of it"),
         ("memory: 64GiB", "memory: 4GiB", r"host\.memory: must be more than what is reserved of it"),
-        ("read: 6GB", "read: 6000", r"machine\.yaml:14: drives\.read: must be 1 MB/s at least, got 6000 B/s"),
+        (
+            "read: 6GB",
+            "read: 6000",
+            r"machine\.yaml:14: drives\.read: must be 1000000 B/s at least, got 6000: give",
+        ),
         ("name: example", "name: ''", r"machine\.yaml:1: name: must not be empty"),
     ],
 )
